@@ -1,0 +1,427 @@
+"""
+One socket's worth of protocol: the TLS engine, HTTP/1.1 or raw bytes upon it, and the timers of both.
+
+A `Connection` is fed by its driver and never calls anybody but the exchange it carries. What it has to say to the agent
+lies in `news` for the driver to carry over: the exchange that ended, TLS sessions that came, and whether it is dead. It
+belongs to whoever holds its lease; it takes no locks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from tlsagent._body import PIECE
+from tlsagent._tls.engine import TLSEngine
+from tlsagent._tls.verify import check_server_identity
+from tlsagent.errors import ConnectionLost, InactivityTimeout, RequestError, TLSAgentError
+
+if TYPE_CHECKING:
+    from tlsagent._exchange import Exchange
+    from tlsagent._http.engines import HTTP1Engine
+    from tlsagent._identity import Plan
+    from tlsagent._tls.certificates import PeerCertificate
+    from tlsagent._tls.context import SecureContext
+    from tlsagent._tls.engine import HandshakeFacts
+    from tlsagent._tls.sessions import Session
+
+MAX_SESSIONS: Final = 64
+"""TLS sessions taken from one connection between two looks of the agent; a peer that floods tickets gets no more memory."""
+
+
+class ConnectionInfo:
+    """
+    What is known of a connection; made once, at the end of its handshake.
+
+    Attributes:
+        id: Number of the connection within its agent.
+        local_address, remote_address: As the socket names them; None over a user's own transport.
+        protocol_version: "TLSv1.2", "TLSv1.3".
+        cipher: OpenSSL's name of the cipher suite.
+        group: Key exchange group, or None.
+        alpn_protocol: Chosen by the server (RFC 7301), or None.
+        session_reused: Whether the handshake was a resumed one.
+        early_data: "none", "accepted" or "rejected".
+        authorized: Whether the peer's certificate was verified and is for the right name.
+        authorization_error: Node's code of what was wrong, or None.
+        peer_certificate: The server's certificate.
+        peer_chain: What the server sent, its own certificate first; on resumption that of the full handshake.
+        opened_at: Monotonic time at which the handshake was complete.
+        why_not_resumed: Why it was a full handshake, or None.
+        http_engine: Name of the HTTP engine; None for a raw connection.
+    """
+
+    __slots__ = (
+        "_facts",
+        "alpn_protocol",
+        "authorization_error",
+        "authorized",
+        "cipher",
+        "early_data",
+        "group",
+        "http_engine",
+        "id",
+        "local_address",
+        "opened_at",
+        "protocol_version",
+        "remote_address",
+        "session_reused",
+        "why_not_resumed",
+    )
+
+    def __init__(
+        self,
+        facts: HandshakeFacts,
+        *,
+        id: int,  # noqa: A002 - the public name of the attribute
+        addresses: tuple[object, object],
+        opened_at: float,
+        why_not_resumed: str | None,
+        http_engine: str | None,
+    ) -> None:
+        self._facts = facts
+        self.id = id
+        self.local_address, self.remote_address = addresses
+        self.protocol_version = facts.protocol_version
+        self.cipher = facts.cipher
+        self.group = facts.group
+        self.alpn_protocol = facts.alpn_protocol
+        self.session_reused = facts.session_reused
+        self.early_data: Literal["none", "accepted", "rejected"] = "none"
+        self.authorized = facts.authorized
+        self.authorization_error = facts.authorization_error
+        self.opened_at = opened_at
+        self.why_not_resumed = why_not_resumed
+        self.http_engine = http_engine
+
+    @property
+    def peer_certificate(self) -> PeerCertificate | None:
+        """The server's certificate."""
+        return self._facts.peer_certificate
+
+    @property
+    def peer_chain(self) -> tuple[PeerCertificate, ...]:
+        """The chain the server sent."""
+        return self._facts.peer_chain
+
+    def __repr__(self) -> str:
+        resumed = "resumed" if self.session_reused else "full"
+        return f"<ConnectionInfo {self.id} {self.remote_address} {self.protocol_version} {self.cipher} {resumed}>"
+
+
+class RawSink(Protocol):
+    """Who receives the plaintext of a connection that carries no HTTP."""
+
+    def plaintext_received(self, data: bytes, now: float) -> None:
+        """Take bytes."""
+
+    def plaintext_ended(self, clean: bool, now: float) -> None:
+        """Take the end: `clean` with close_notify, else a truncation."""
+
+
+class Connection:
+    """
+    TLS and HTTP of one socket, sans I/O.
+
+    Attributes:
+        plan: For whom it was made.
+        info: None until the handshake is complete and the peer verified.
+        exchange: What it carries now.
+        requests: How many exchanges it has carried, the present one included.
+        ended: News: the exchange that ended here.
+        sessions: News: TLS sessions that came.
+        dead: News: one word for why it can carry nothing more, or None. What is left to send may still be sent.
+        error: Why it died, if an error says so.
+        bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
+        dial_timings: Seconds that lookup, connect and handshake took.
+        timer: The agent's; opaque here.
+        transport: The driver's; opaque here.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_engine",
+        "_http",
+        "_id",
+        "_inactivity",
+        "_last_activity",
+        "_raw",
+        "bytes_received",
+        "bytes_sent",
+        "dead",
+        "dial_timings",
+        "ended",
+        "error",
+        "exchange",
+        "info",
+        "plan",
+        "requests",
+        "session_offered",
+        "sessions",
+        "sessions_stored",
+        "timer",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        plan: Plan,
+        context: SecureContext,
+        *,
+        id: int,  # noqa: A002 - the name it has in ConnectionInfo
+        now: float,
+        wall: float,
+        session: Session | None,
+        http: HTTP1Engine | None,
+        raw: RawSink | None,
+        addresses: tuple[object, object],
+        dial_timings: dict[str, float],
+    ) -> None:
+        identity = plan.key.identity
+        self.plan = plan
+        self._id = id
+        self._http = http
+        self._raw = raw
+        self._addresses = addresses
+        self._inactivity = plan.inactivity
+        self._last_activity = now
+        self._engine = TLSEngine(
+            context,
+            verified_name=identity.verified_name,
+            server_name=identity.server_name,
+            alpn_protocols=identity.alpn_protocols,
+            reject_unauthorized=identity.reject_unauthorized,
+            check_identity=identity.check_server_identity or check_server_identity,
+            session=session,
+            wall_offset=wall - now,
+        )
+        self.info: ConnectionInfo | None = None
+        self.exchange: Exchange | None = None
+        self.requests = 0
+        self.ended: Exchange | None = None
+        self.sessions: list[Session] = []
+        self.dead: str | None = None
+        self.error: RequestError | None = None
+        self.dial_timings = dial_timings
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.session_offered = session is not None
+        self.sessions_stored = 0
+        self.timer: Any = None
+        self.transport: Any = None
+        self._engine.start()
+
+    # --- The five verbs -----------------------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes | memoryview, now: float) -> None:
+        """Take bytes from the socket; `data` is not kept."""
+        self._last_activity = now
+        self.bytes_received += len(data)
+        try:
+            self._engine.receive_data(data, now, self)
+        except RequestError as error:
+            self._fail(error, now)
+
+    def receive_eof(self, now: float) -> None:
+        """Take the end of the socket's input."""
+        try:
+            self._engine.receive_eof(now, self)
+        except RequestError as error:
+            self._fail(error, now)
+        self.dead = self.dead or "peer"
+
+    def receive_error(self, error: OSError, now: float) -> None:
+        """Take the failure of the socket."""
+        lost = ConnectionLost(f"the connection broke: {error.strerror or error}", code=_os_code(error))
+        lost.__cause__ = error
+        self._fail(lost, now)
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be written to the socket."""
+        data = self._engine.data_to_send()
+        self.bytes_sent += len(data)
+        return data
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` is due, infinity for never."""
+        exchange = self.exchange
+        deadline = exchange.deadline if exchange is not None else math.inf
+        if self._inactivity is not None:
+            return min(deadline, self._last_activity + self._inactivity)
+        return deadline
+
+    def handle_timeout(self, now: float) -> None:
+        """Fail what is overdue."""
+        exchange = self.exchange
+        overdue: RequestError | None = exchange.overdue(now) if exchange is not None else None
+        if overdue is None and self._inactivity is not None and now >= self._last_activity + self._inactivity:
+            overdue = InactivityTimeout(f"the connection was silent for {self._inactivity:g} s (timeout)")
+        if overdue is not None:
+            self._fail(overdue, now, reason="timeout")
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    def start(self, exchange: Exchange, now: float) -> bool:
+        """
+        Begin an exchange; with a body of one piece, send it whole.
+
+        Returns:
+            Whether the request is complete; if not, the driver goes on with `send_body` and `end_body`.
+        """
+        http = self._http
+        assert http is not None
+        assert self.info is not None
+        self.requests += 1
+        if self.requests > 1:
+            http.next_cycle()
+        self.exchange = exchange
+        self._last_activity = now
+        self._inactivity = exchange.plan.inactivity
+        exchange.begin(self.info, self.requests, now)
+        body = exchange.body
+        head = http.start(exchange.head)
+        if isinstance(body, bytes):
+            self._engine.write(head + http.send_data(body) + http.end_request(exchange.request_trailers or ()))
+        elif body is None:
+            self._engine.write(head + http.end_request(exchange.request_trailers or ()))
+        else:
+            self._engine.write(head)
+            exchange.progressed(now)
+            return False
+        exchange.sent(now)
+        return True
+
+    def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
+        """Send a piece of the body; returns False once the exchange has ended and needs no more."""
+        if self.exchange is not exchange or self._http is None:
+            return False
+        self.write(self._http.send_data(piece), now)
+        exchange.progressed(now)
+        return True
+
+    def end_body(self, exchange: Exchange, now: float) -> None:
+        """Send the end of the body and the trailers."""
+        if self.exchange is exchange and self._http is not None:
+            self._engine.write(self._http.end_request(exchange.request_trailers or ()))
+            exchange.sent(now)
+            self._settle(exchange, now)
+
+    def drop(self, exchange: Exchange, now: float, reason: str) -> None:
+        """Give up an exchange whose response nobody wants any more; an HTTP/1.1 connection cannot outlive that."""
+        if self.exchange is exchange:
+            self.exchange = None
+            self.ended = exchange
+            exchange.ended_at = now
+            self.abort(reason)
+
+    # --- Raw bytes ----------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | memoryview, now: float) -> None:
+        """Encrypt bytes; `data_to_send` returns them."""
+        self._last_activity = now
+        if len(data) <= PIECE:
+            if data:
+                self._engine.write(data)
+            return
+        view = memoryview(data)
+        for at in range(0, len(view), PIECE):
+            self._engine.write(view[at : at + PIECE])
+
+    # --- The end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether the consumer is behind, so that no more should be read."""
+        return self.exchange is not None and self.exchange.paused
+
+    def close(self, reason: str) -> None:
+        """End it in good order: close_notify is ready to be sent."""
+        self.dead = self.dead or reason
+        self._engine.close()
+
+    def abort(self, reason: str) -> None:
+        """End it at once; nothing more is sent."""
+        self.dead = self.dead or reason
+        self._engine.abort()
+
+    def fail(self, error: TLSAgentError, now: float, reason: str) -> None:
+        """End it, and what it carries, with an error."""
+        self._fail(error, now, reason=reason)
+
+    def _fail(self, error: BaseException, now: float, reason: str | None = None) -> None:
+        if isinstance(error, RequestError):
+            self.error = self.error or error
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.now = now
+            exchange.fail(error, now)
+            self.ended = exchange
+        self.dead = self.dead or reason or ("lost" if isinstance(error, ConnectionLost) else "error")
+        self._engine.abort()
+
+    # --- What the TLS engine tells: it is a TLSSink --------------------------------------------------------------------
+
+    def secured(self, facts: HandshakeFacts, now: float) -> None:
+        """Note the end of the handshake."""
+        why = None
+        if not facts.session_reused:
+            why = "the server did not take the session" if self.session_offered else "no session was at hand"
+        self.info = ConnectionInfo(
+            facts,
+            id=self._id,
+            addresses=self._addresses,
+            opened_at=now,
+            why_not_resumed=why,
+            http_engine=self._http.name if self._http is not None else None,
+        )
+
+    def session_received(self, session: Session) -> None:
+        """Keep a TLS session for the agent."""
+        if len(self.sessions) < MAX_SESSIONS:
+            self.sessions.append(session)
+
+    def plaintext_received(self, data: bytes, now: float) -> None:
+        """Pass plaintext to the HTTP engine; without an exchange nobody asked for it."""
+        if self._raw is not None:
+            self._raw.plaintext_received(data, now)
+            return
+        exchange = self.exchange
+        if exchange is None or self._http is None:
+            # Whatever it says, it answers no request of ours: an answer to the next one would be the wrong one.
+            self.dead = self.dead or "unsolicited_data"
+            return
+        exchange.now = now
+        exchange.received = True
+        self._http.receive_data(data, exchange)
+        self._settle(exchange, now)
+
+    def plaintext_ended(self, clean: bool, now: float) -> None:
+        """Pass on the end of the plaintext."""
+        self.dead = self.dead or "peer"
+        if self._raw is not None:
+            self._raw.plaintext_ended(clean, now)
+        elif self.exchange is not None and self._http is not None:
+            exchange = self.exchange
+            exchange.now = now
+            self._http.receive_eof(clean, exchange)
+            self._settle(exchange, now)
+            if self.exchange is exchange:
+                raise ConnectionLost("the peer closed the connection before the response was complete")
+
+    def _settle(self, exchange: Exchange, now: float) -> None:
+        """Let go of the exchange if it has ended; keep the connection only if it may be used again."""
+        if exchange.complete:
+            http = self._http
+            assert http is not None
+            self.exchange = None
+            self.ended = exchange
+            if not http.reusable():
+                self.dead = self.dead or ("not_reusable" if http.request_complete else "early_response")
+        elif exchange.error is not None:
+            self._fail(exchange.error, now)
+
+
+def _os_code(error: OSError) -> str:
+    import errno
+
+    return errno.errorcode.get(error.errno or 0, "ECONNRESET")

@@ -1,0 +1,446 @@
+"""
+`AgentCore`: the agent without sockets, clocks, threads or `await`.
+
+Wires options, pool, sessions, contexts, connections and exchanges together; a driver does the rest: *feed what came in;
+carry out effects; write what is to be sent; arm one timer at the next deadline.*
+
+The threads driver guards every call with the agent lock, except `plan`-making in `exchange` (idempotent, memoised by
+single assignments) and what is said to take no lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from tlsagent._body import Body, Content, body_of
+from tlsagent._connection import Connection, RawSink
+from tlsagent._deadlines import Deadlines, Timer
+from tlsagent._dial import Dial
+from tlsagent._exchange import Exchange
+from tlsagent._http.engines import http1_engine
+from tlsagent._http.messages import request_head, trailer_fields
+from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
+from tlsagent._options import DEFAULTS, UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts, Unset, build
+from tlsagent._pool import Connect, Effect, Lease, Pool, Ticket
+from tlsagent._secure_context import context_for
+from tlsagent._stats import AgentStats, Tally
+from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
+from tlsagent.errors import LocalProtocolError, quoted
+from tlsagent.events import Event, Reused, SessionTicket
+
+if TYPE_CHECKING:
+    from tlsagent._http.messages import CallerFields
+    from tlsagent._tls.context import SecureContext
+
+_MAX_PLANS: Final = 16_384
+_MAX_COUNTED_KEYS: Final = 1_024
+_SESSIONS_PER_SCOPE: Final = 8
+
+_log = logging.getLogger("tlsagent.pool")
+_E = TypeVar("_E", bound=Event)
+
+
+class AgentCore:
+    """
+    The agent's decisions.
+
+    Attributes:
+        options: Resolved: what was said, over the library's defaults.
+        pool: Who gets which connection.
+    """
+
+    def __init__(self, said: AgentOptions) -> None:
+        self._said = said
+        options: Any = said.merged_over(DEFAULTS)
+        self.options: AgentOptions = options
+        self.pool: Pool[Connection] = Pool(
+            keep_alive=options.keep_alive,
+            max_sockets=options.max_sockets,
+            max_total_sockets=options.max_total_sockets,
+            max_free_sockets=options.max_free_sockets,
+            scheduling=options.scheduling,
+            free_socket_timeout=options.free_socket_timeout,
+        )
+        self.store: SessionStore | None = options.session_store
+        if self.store is None and options.max_cached_sessions != 0:
+            self.store = MemorySessionStore(options.max_cached_sessions, _SESSIONS_PER_SCOPE)
+        self._http1 = http1_engine(options.http1_engine)
+        self._http1_limits: Http1Options = options.http1
+        # keep_alive false and sockets unlimited: no connection is ever used twice, so the server is told (as Node does).
+        self._persistent = options.keep_alive or options.max_sockets is not None
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
+        self._mappings: OrderedDict[tuple[tuple[str, Any], ...], ConnectionOptions] = OrderedDict()
+        self._timeouts = cast("Timeouts", options.timeouts)
+        self._timers: Deadlines[Connection] = Deadlines()
+        self._tally = Tally()
+        self._ids = itertools.count(1)
+        self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
+        self.abandoned: deque[Exchange] = deque()
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        now: float,
+        *,
+        headers: CallerFields | None,
+        content: Content | None,
+        options: ConnectionOptions | Mapping[str, Any] | None,
+        timeouts: Timeouts | float | None,
+        trailers: CallerFields | None,
+        retry: bool | Unset,
+        trace: Callable[[Any], object] | None,
+    ) -> Exchange:
+        """
+        Check a request and plan it. Takes no lock.
+
+        Raises:
+            LocalProtocolError: The request cannot be sent as it is.
+            OptionError: An option is wrong.
+        """
+        plan, target = self._plan_and_target(url, options)
+        body = body_of(content)
+        request_trailers = trailer_fields(trailers) if trailers else []
+        head = request_head(
+            method,
+            target,
+            plan.key.origin.authority,
+            headers,
+            body_length=None if request_trailers else _length_of(body),
+            has_body=body is not None or bool(request_trailers),
+            keep_alive=self._persistent,
+        )
+        return Exchange(
+            plan,
+            head,
+            body,
+            self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts),
+            now,
+            request_trailers=request_trailers,
+            retry=bool(self.options.retry) if retry is UNSET else bool(retry),
+            max_size=cast("int | None", self.options.max_response_size),
+            trace=trace,
+        )
+
+    def _plan_and_target(self, url: str, options: ConnectionOptions | Mapping[str, Any] | None) -> tuple[Plan, str]:
+        authority, target = _split(url)
+        if options is None:
+            plan = self._plans.get(authority)
+            if plan is None:
+                plan = self._make_plan(authority, None)
+                _remember(self._plans, authority, plan, _MAX_PLANS)
+            return plan, target
+        special = options if isinstance(options, ConnectionOptions) else self._converted(options)
+        plan = self._special_plans.get((authority, special))
+        if plan is None:
+            plan = self._make_plan(authority, special)
+            _remember(self._special_plans, (authority, special), plan, _MAX_PLANS)
+        return plan, target
+
+    def _converted(self, mapping: Mapping[str, Any]) -> ConnectionOptions:
+        content = tuple(mapping.items())
+        try:
+            known = self._mappings.get(content)
+        except TypeError:
+            return build(ConnectionOptions, mapping)
+        if known is None:
+            known = build(ConnectionOptions, mapping)
+            _remember(self._mappings, content, known, _MAX_COUNTED_KEYS)
+        return known
+
+    def _make_plan(self, authority: str, special: ConnectionOptions | None) -> Plan:
+        said = self._said if special is None else special.merged_over(self._said)
+        return plan_for(parse_authority(authority), said, context_for)
+
+    def raw_dial(self, host: str, port: int, special: ConnectionOptions, timeouts: Timeouts | float | None) -> Dial:
+        """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
+        plan = plan_for(origin_of(host, port), special.merged_over(self._said), context_for)
+        return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
+
+    def origin_plan(self, origin: str) -> Plan:
+        """Return the plan of the requests to `origin`, a URL. Takes no lock."""
+        return self._plan_and_target(origin, None)[0]
+
+    # --- Pool ---------------------------------------------------------------------------------------------------------
+
+    def acquire(self, exchange: Exchange, now: float) -> Lease[Connection] | Ticket[Connection]:
+        """Reserve a connection for the exchange, or a place in the queue; a retry gets a new connection."""
+        if self.abandoned:
+            self.drop_abandoned(now)
+        key = exchange.plan.key
+        queue: float | None = exchange.timeouts.queue
+        got = self.pool.acquire(key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0)
+        if isinstance(got, Lease):
+            exchange.lease = got
+            return got
+        exchange.ticket = got
+        got.user = exchange
+        exchange.why_not_reused = self._why_not_reused(exchange)
+        return got
+
+    def _why_not_reused(self, exchange: Exchange) -> str:
+        if exchange.attempts:
+            return "the request is a retry"
+        counts = self.pool.counts(exchange.plan.key)
+        if counts.active or counts.dialling > 1 or counts.waiting > 1:
+            return "all connections of this key are busy"
+        reason = self._tally.last_reason(exchange.plan.key)
+        return f"the last connection of this key was closed: {reason}" if reason else "first connection of this key"
+
+    def start(self, exchange: Exchange, now: float) -> bool:
+        """
+        Begin the exchange on the connection it was granted, which is its lease's alone. Takes no lock.
+
+        Returns:
+            Whether the request is complete; else the driver sends its body.
+        """
+        connection = exchange.lease.connection
+        if connection.requests:
+            exchange.why_not_reused = None
+            if self._listeners or exchange.trace:
+                self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
+        else:
+            exchange.dial_timings = connection.dial_timings
+        complete: bool = connection.start(exchange, now)
+        return complete
+
+    def give_back(self, exchange: Exchange, now: float) -> None:
+        """Return a lease that was not used: its connection was found dead."""
+        lease, exchange.lease = exchange.lease, None
+        connection: Connection = lease.connection
+        self.pool.release(lease, now, reusable=connection.dead is None, reason=connection.dead or "")
+
+    def settle(self, connection: Connection, now: float) -> None:
+        """Take over what a connection has to say: the exchange that ended, its death."""
+        exchange = connection.ended
+        if exchange is not None:
+            connection.ended = None
+            lease, exchange.lease = exchange.lease, None
+            if lease is not None:
+                self.pool.release(lease, now, reusable=connection.dead is None, reason=connection.dead or "")
+        if connection.dead is not None:
+            self.pool.connection_lost(connection, now, connection.dead)
+
+    def keep_sessions(self, connection: Connection, exchange: Exchange | None = None) -> None:
+        """Put the sessions that came over a connection into the store. Takes no lock: stores are the user's."""
+        sessions, connection.sessions = connection.sessions, []
+        for session in sessions:
+            if self._listeners or (exchange is not None and exchange.trace):
+                self.emit(SessionTicket(connection.plan.key.digest, session), exchange)
+            if self.store is None:
+                continue
+            try:
+                self.store.put(connection.plan.scope, session)
+                connection.sessions_stored += 1
+            except Exception:
+                _log.exception("the session store failed to keep a session")
+
+    def cancel(self, exchange: Exchange, now: float) -> None:
+        """Give up a waiting exchange; a connection granted meanwhile goes back unused."""
+        ticket, exchange.ticket = exchange.ticket, None
+        if ticket is not None:
+            lease = self.pool.cancel(ticket, now)
+            if lease is not None:
+                exchange.lease = lease
+                self.give_back(exchange, now)
+
+    def drop_abandoned(self, now: float) -> None:
+        """End exchanges whose response was collected unread; finalisers leave them in `abandoned`."""
+        while self.abandoned:
+            exchange = self.abandoned.popleft()
+            if exchange.lease is not None:
+                connection = exchange.lease.connection
+                connection.drop(exchange, now, "dropped")
+                self.settle(connection, now)
+
+    # --- Dialling -----------------------------------------------------------------------------------------------------
+
+    def effects(self) -> list[Effect]:
+        """Return what is to be carried out, in order; each `Connect` has its `Dial` in `attempt.user`."""
+        effects = self.pool.effects()
+        for effect in effects:
+            if type(effect) is Connect and effect.attempt.user is None:
+                cause = effect.attempt.cause
+                assert cause is not None
+                exchange: Exchange = cause.user
+                effect.attempt.user = Dial(exchange.plan, exchange.timeouts, effect.attempt)
+        return effects
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether there is anything to carry out."""
+        return self.pool.has_effects
+
+    def preconnect(self, plan: Plan, now: float) -> Dial | None:
+        """Place an attempt that nobody waits for, if the limits allow one more."""
+        attempt = self.pool.preconnect(plan.key, now)
+        if attempt is None:
+            return None
+        attempt.user = Dial(plan, self._timeouts, attempt)
+        return cast("Dial", attempt.user)
+
+    def open(
+        self,
+        dial: Dial,
+        now: float,
+        wall: float,
+        *,
+        addresses: tuple[object, object] = (None, None),
+        raw: RawSink | None = None,
+    ) -> Connection:
+        """Return the connection for a transport that is open; its ClientHello waits to be sent. Takes no lock."""
+        dial.enter("handshake", now)
+        connection = Connection(
+            dial.plan,
+            cast("SecureContext", dial.plan.context),
+            id=next(self._ids),
+            now=now,
+            wall=wall,
+            session=self._take_session(dial.plan.scope, wall),
+            http=None if raw is not None else self._http1(self._http1_limits),
+            raw=raw,
+            addresses=addresses,
+            dial_timings=dial.timings,
+        )
+        self._tally.opened(connection)
+        return connection
+
+    def _take_session(self, scope: SessionScope, wall: float) -> Session | None:
+        if self.store is None:
+            return None
+        session = self.store.take(scope)
+        if session is not None and session.expires_at <= wall:
+            self.store.discard(scope)
+            return None
+        return session
+
+    def connected(self, dial: Dial, connection: Connection, now: float) -> None:
+        """Give a secured connection to the pool, which grants it to whoever waits longest."""
+        dial.enter(None, now)
+        if dial.attempt is None:
+            return
+        connection.timer = Timer(connection)
+        self.pool.connected(dial.attempt, connection, now)
+        if connection.dead is not None:
+            self.pool.connection_lost(connection, now, connection.dead)
+
+    def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:
+        """End an attempt without a connection; None abandons it."""
+        if error is not None:
+            dial.describe(error)
+        if dial.attempt is not None:
+            self.pool.connect_failed(dial.attempt, error, now)
+
+    def closed(self, connection: Connection, reason: str) -> bool:
+        """Count a connection whose transport was closed by the driver; returns whether this was the first call."""
+        if connection.timer is not None:
+            self._timers.discard(connection.timer)
+        return self._tally.closed(connection, reason)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any connection carries a request or is being made."""
+        counts = self.pool.counts()
+        return bool(counts.active or counts.dialling)
+
+    def living(self) -> list[Connection]:
+        """Return all connections that are not closed, idle, active or in their handshake."""
+        return self._tally.living()
+
+    # --- Time ---------------------------------------------------------------------------------------------------------
+
+    def watch(self, connection: Connection) -> None:
+        """Arm the timer of a connection anew; moving it later costs next to nothing."""
+        deadline = connection.next_deadline()
+        self._timers.set(connection.timer, None if deadline == math.inf else deadline)
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` is due."""
+        ours = self._timers.next()
+        pools = self.pool.next_deadline()
+        return min(math.inf if ours is None else ours, math.inf if pools is None else pools)
+
+    def handle_timeout(self, now: float) -> list[Connection]:
+        """Time out what is overdue; returns the connections that have news."""
+        self.pool.handle_timeout(now)
+        due = self._timers.expired(now)
+        for connection in due:
+            connection.handle_timeout(now)
+            if connection.dead is None:
+                self.watch(connection)
+        return [connection for connection in due if connection.dead is not None]
+
+    # --- Events and counters ------------------------------------------------------------------------------------------
+
+    def on(self, kind: type[_E], callback: Callable[[_E], object]) -> Callable[[], None]:
+        """Subscribe; returns the function that unsubscribes."""
+        before: list[Callable[[Any], object]] = self._listeners.get(kind, [])
+        self._listeners = {**self._listeners, kind: [*before, callback]}
+
+        def unsubscribe() -> None:
+            left = [c for c in self._listeners.get(kind, ()) if c is not callback]
+            others = {k: v for k, v in self._listeners.items() if k is not kind}
+            self._listeners = {**others, kind: left} if left else others
+
+        return unsubscribe
+
+    def listening(self, exchange: Exchange | None = None) -> bool:
+        """Whether anybody wants events."""
+        return bool(self._listeners) or (exchange is not None and exchange.trace is not None)
+
+    def emit(self, event: Event, exchange: Exchange | None = None) -> None:
+        """Tell an event to those who asked for its class or a root of it. Call without a lock held."""
+        callbacks = [c for kind in type(event).__mro__ for c in self._listeners.get(kind, ())]
+        if exchange is not None and exchange.trace is not None:
+            callbacks.append(exchange.trace)
+        for callback in callbacks:
+            try:
+                callback(event)
+            except Exception:
+                logging.getLogger("tlsagent").exception("an event callback failed")
+
+    def stats(self) -> AgentStats:
+        """Return a snapshot of all counters."""
+        return self._tally.snapshot(self.pool)
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _remember(memo: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
+    memo[key] = value
+    if len(memo) > most:
+        memo.popitem(last=False)
+
+
+def _length_of(body: bytes | Body | None) -> int | None:
+    if body is None:
+        return None
+    return body.length if isinstance(body, Body) else len(body)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Cut a URL into authority and target; the fragment stays with the caller."""
+    if url[:8] != "https://" and url[:8].lower() != "https://":
+        scheme = url.partition(":")[0]
+        raise LocalProtocolError(
+            f"the URL must begin with https://, not {quoted(scheme)}: an HTTPS agent speaks nothing else",
+            code="ERR_INVALID_PROTOCOL",
+        )
+    end = url.find("/", 8)
+    if end == -1:
+        end = len(url)
+    for mark in "?#":
+        at = url.find(mark, 8, end)
+        end = end if at == -1 else at
+    target = url[end:].partition("#")[0]
+    return url[8:end], target if target[:1] == "/" else "/" + target

@@ -1,0 +1,72 @@
+"""
+One connection attempt as plain data: its plan, its phase, its deadlines.
+
+Drivers carry it out; since nothing of a thread or task is in it, one thread can leave it to another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from tlsagent.errors import ConnectTimeout, HandshakeTimeout, Phase, RequestError, RequestTimeout, ResolutionTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tlsagent._connection import Connection
+    from tlsagent._identity import Plan
+    from tlsagent._options import Timeouts
+    from tlsagent._pool import Attempt
+
+_TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {
+    "lookup": (ResolutionTimeout, "the name was not resolved within {:g} s (timeouts.lookup)"),
+    "connect": (ConnectTimeout, "no address accepted a connection within {:g} s (timeouts.connect)"),
+    "handshake": (HandshakeTimeout, "the TLS handshake did not end within {:g} s (timeouts.handshake)"),
+}
+
+
+class Dial:
+    """
+    One attempt.
+
+    Attributes:
+        plan: For whom.
+        attempt: The pool's, or None for a connection outside the pool.
+        timings: Seconds by phase, filled as phases end.
+        deadline: When the present phase is overdue.
+        on_done: Told the connection or the error at the end, by drivers that wait for one.
+    """
+
+    __slots__ = ("_entered_at", "_timeouts", "attempt", "deadline", "on_done", "phase", "plan", "timings")
+
+    def __init__(self, plan: Plan, timeouts: Timeouts, attempt: Attempt[Connection] | None = None) -> None:
+        self.plan = plan
+        self.attempt = attempt
+        self.phase: Phase | None = None
+        self.timings: dict[str, float] = {}
+        self.deadline = math.inf
+        self.on_done: Callable[[Any, BaseException | None], None] | None = None
+        self._timeouts = timeouts
+        self._entered_at = 0.0
+
+    def enter(self, phase: Phase | None, now: float) -> None:
+        """Begin a phase, which ends the one before; None ends the last."""
+        if self.phase is not None:
+            self.timings[self.phase] = self.timings.get(self.phase, 0.0) + now - self._entered_at
+        self.phase = phase
+        self._entered_at = now
+        seconds = None if phase is None else getattr(self._timeouts, phase)
+        self.deadline = math.inf if seconds is None else now + seconds
+
+    def overdue(self) -> RequestTimeout:
+        """Return the error for the deadline of the present phase."""
+        assert self.phase is not None
+        error, text = _TIMEOUT_ERRORS[self.phase]
+        return error(text.format(getattr(self._timeouts, self.phase)), phase=self.phase)
+
+    def describe(self, error: BaseException) -> None:
+        """Add the facts of the attempt to its error."""
+        if isinstance(error, RequestError):
+            error.phase = error.phase or self.phase
+            error.key = error.key or self.plan.key.digest

@@ -1,0 +1,1 @@
+"""Drivers: whoever waits."""

@@ -1,0 +1,925 @@
+"""
+`AsyncAgent`: the agent on asyncio (and uvloop).
+
+Moves bytes, waits, and carries out what the core asks for. Every socket is an asyncio `BufferedProtocol` that reads
+into one buffer per
+agent: asyncio fills and hands over the buffer in one go, so no two sockets use it at once. One timer handle serves the
+    whole agent.
+
+Everything here runs in one event loop, so nothing is locked. What a task leaves behind when it is cancelled is decided
+in one place, `_give_up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import math
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, overload
+
+from tlsagent._body import Body, Content
+from tlsagent._core import AgentCore
+from tlsagent._drivers import resolver as _resolver
+from tlsagent._drivers.addresses import Address, Race
+from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
+from tlsagent._drivers.sockets import drain, names_of, new_socket, unix_address, users_socket
+from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
+from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
+from tlsagent._raw import RawStream
+from tlsagent._response import Response, ResponseFacts
+from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried, Secured
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._dial import Dial
+    from tlsagent._http.messages import CallerFields
+    from tlsagent._options import AgentOptionsDict
+    from tlsagent._stats import AgentStats
+    from tlsagent.events import Event
+
+_READ_BUFFER: Final = 262_144
+_FLUSH_GRACE: Final = 1.0
+"""Seconds a closing transport may take to hand its last bytes to a peer that does not read."""
+
+
+class _Protocol(asyncio.BufferedProtocol):
+    """One socket: between asyncio's transport and a `Connection`."""
+
+    def __init__(self, agent: AsyncAgent, connection: Connection, sock: socket.socket) -> None:
+        self._agent = agent
+        self._sock = sock
+        self._buffer = agent._buffer
+        self._clock = agent._clock
+        self.connection = connection
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.handshake: asyncio.Future[None] | None = None
+        self.writable: asyncio.Future[None] | None = None
+        self.reading = True
+        self.raw: AsyncRawConnection | RawTransport | None = None
+        connection.transport = self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.handshake = self._agent._loop.create_future()
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        now = self._clock()
+        self.connection.receive_data(self._buffer[:nbytes], now)
+        self.advance(now)
+
+    def eof_received(self) -> bool:
+        now = self._clock()
+        self.connection.receive_eof(now)
+        self.advance(now)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        now = self._clock()
+        if self.connection.dead is None:
+            if isinstance(exc, OSError):
+                self.connection.receive_error(exc, now)
+            else:
+                self.connection.receive_eof(now)
+        self.advance(now)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        if self.writable is None:
+            self.writable = self._agent._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self.writable = self.writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    def flush(self) -> None:
+        """Write what the connection has to send."""
+        data = self.connection.data_to_send()
+        if data:
+            self.transport.write(data)
+
+    def advance(self, now: float) -> None:
+        """Write, carry the connection's news over to the core, wake whoever waits for them."""
+        connection = self.connection
+        data = connection.data_to_send()
+        if data:
+            self.transport.write(data)
+        exchange = connection.exchange or connection.ended
+        if connection.sessions:
+            self._agent._core.keep_sessions(connection, exchange)
+        if self.handshake is not None and not self.handshake.done():
+            if connection.info is not None or connection.dead is not None:
+                self.handshake.set_result(None)
+            return
+        if self.raw is not None:
+            self.raw.advanced()
+        elif connection.ended is not None or connection.dead is not None:
+            self._agent._settle(connection, exchange, now)
+        elif exchange is not None:
+            self._agent._core.watch(connection)
+            if exchange.paused:
+                self.pause_reading()
+        if exchange is not None and exchange.waker is not None and exchange.ready:
+            _wake(exchange)
+
+    def pause_reading(self) -> None:
+        """Read no more: the consumer is behind."""
+        if self.reading and not self.transport.is_closing():
+            self.reading = False
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again after the consumer caught up."""
+        if not self.reading and not self.transport.is_closing():
+            self.reading = True
+            self.transport.resume_reading()
+
+    def drain(self, now: float) -> None:
+        """Take in what the loop has not read yet. A proactor has a read of its own under way: there is nothing to look at."""
+        if not self._agent._proactor:
+            drain(self._sock, self.connection, self._buffer, now)
+            if self.connection.sessions:
+                self._agent._core.keep_sessions(self.connection)
+
+    def shut(self, connection: Connection, reason: str) -> None:
+        """Close the transport; bytes still to be sent get a moment."""
+        if connection.dead is None:
+            connection.close(reason)
+        transport = self.transport
+        if transport is None:
+            self._sock.close()
+            return
+        if transport.is_closing():
+            return
+        self.flush()
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
+
+
+class AsyncStreamResponse(ResponseFacts):
+    """
+    A response whose body is read as it comes.
+
+    Read it to its end or close it: a response dropped unread costs its connection and gives a ResourceWarning.
+    """
+
+    __slots__ = ("__weakref__", "_agent")
+
+    def __init__(self, agent: AsyncAgent, exchange: Exchange) -> None:
+        super().__init__(exchange)
+        self._agent = agent
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """
+        Return the body in pieces as they come; what stays unread is lost when the iteration is left.
+
+        Raises:
+            RequestError: The body did not arrive whole.
+        """
+        exchange = self._exchange
+        exchange.awaiting = Awaiting.BODY
+        while True:
+            while not exchange.ready:
+                await self._agent._wait(exchange)
+            chunks = self._agent._take_chunks(exchange)
+            for chunk in chunks:
+                yield chunk
+            if chunks:
+                continue
+            if exchange.error is not None:
+                raise exchange.error
+            if exchange.complete:
+                return
+
+    async def aread(self) -> bytes:
+        """Return the rest of the body."""
+        return b"".join([chunk async for chunk in self.aiter_bytes()])
+
+    async def aclose(self) -> None:
+        """Have done with the response. Before its end, this costs the connection. Idempotent."""
+        self._agent._drop(self._exchange)
+
+    def __del__(self) -> None:
+        exchange = self._exchange
+        if exchange.lease is not None:
+            text = f"{self!r} was dropped unread: read it to its end or close it"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+            self._agent._abandon(exchange)
+
+
+class _Streaming:
+    """The context manager of `AsyncAgent.stream`."""
+
+    def __init__(self, opening: Coroutine[Any, Any, AsyncStreamResponse]) -> None:
+        self._opening = opening
+
+    async def __aenter__(self) -> AsyncStreamResponse:
+        response = self._response = await self._opening
+        return response
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._response.aclose()
+
+
+class AsyncAgent:
+    """
+    A connection-pooling HTTPS agent for asyncio.
+
+    Takes an `AgentOptions`, or its fields as keywords. Belongs to the event loop that it is first used in.
+
+    Raises:
+        OptionError: An option is wrong; nothing was opened.
+    """
+
+    def __init__(self, options: AgentOptions | None = None, **keywords: Unpack[AgentOptionsDict]) -> None:
+        said = build(AgentOptions, keywords)
+        self._core = AgentCore(said if options is None else said.merged_over(options))
+        self._loop: asyncio.AbstractEventLoop = cast("asyncio.AbstractEventLoop", None)
+        self._clock: Callable[[], float] = time.monotonic
+        self._buffer = memoryview(bytearray(_READ_BUFFER))
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._quiet: asyncio.Event | None = None
+        self._closed = False
+        self._proactor = False
+
+    @property
+    def options(self) -> AgentOptions:
+        """The options as resolved over the library's defaults."""
+        return self._core.options
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: CallerFields | None = None,
+        content: Content | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | float | None = None,
+        trailers: CallerFields | None = None,
+        retry: bool | Unset = UNSET,
+        early_data: bool | Unset = UNSET,
+        expect_continue: bool = False,
+        trace: Callable[[Event], object] | None = None,
+    ) -> Response:
+        """
+        Send a request and return the response with its whole body.
+
+        Args:
+            method: Sent as given; methods are case-sensitive (RFC 9110, 9.1).
+            url: An https URL; its host is whom we talk to.
+            headers: A mapping or a list of pairs.
+            content: bytes, str, a file, or an iterable of bytes, asynchronous or not. A file is read in the event loop.
+            options: `ConnectionOptions`, or a mapping of them, laid over the agent's.
+            timeouts: `Timeouts` laid over the agent's; a number means `total`.
+            trailers: Fields to send after the body, which is then sent chunked.
+            retry: False never sends twice.
+            trace: Called with the events of this request.
+
+        Raises:
+            RequestError: Exactly one for a request that failed.
+            AgentClosed: The agent was closed.
+        """
+        _not_yet(early_data, expect_continue)
+        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        await self._perform(exchange)
+        return Response(exchange)
+
+    async def open_stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: CallerFields | None = None,
+        content: Content | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | float | None = None,
+        trailers: CallerFields | None = None,
+        retry: bool | Unset = UNSET,
+        early_data: bool | Unset = UNSET,
+        expect_continue: bool = False,
+        trace: Callable[[Event], object] | None = None,
+    ) -> AsyncStreamResponse:
+        """Send a request and return the response as soon as its head is here; the caller must read or close it."""
+        _not_yet(early_data, expect_continue)
+        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        exchange.awaiting = Awaiting.HEAD
+        await self._perform(exchange)
+        return AsyncStreamResponse(self, exchange)
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: CallerFields | None = None,
+        content: Content | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | float | None = None,
+        trailers: CallerFields | None = None,
+        retry: bool | Unset = UNSET,
+        early_data: bool | Unset = UNSET,
+        expect_continue: bool = False,
+        trace: Callable[[Event], object] | None = None,
+    ) -> AbstractAsyncContextManager[AsyncStreamResponse]:
+        """`open_stream` as a context manager, which closes the response."""
+        return _Streaming(
+            self.open_stream(
+                method,
+                url,
+                headers=headers,
+                content=content,
+                options=options,
+                timeouts=timeouts,
+                trailers=trailers,
+                retry=retry,
+                early_data=early_data,
+                expect_continue=expect_continue,
+                trace=trace,
+            )
+        )
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: CallerFields | None,
+        content: Content | None,
+        options: ConnectionOptions | Mapping[str, Any] | None,
+        timeouts: Timeouts | float | None,
+        trailers: CallerFields | None,
+        retry: bool | Unset,
+        trace: Callable[[Event], object] | None,
+    ) -> Exchange:
+        self._bind()
+        return self._core.exchange(
+            method,
+            url,
+            self._clock(),
+            headers=headers,
+            content=content,
+            options=options,
+            timeouts=timeouts,
+            trailers=trailers,
+            retry=retry,
+            trace=trace,
+        )
+
+    async def _perform(self, exchange: Exchange) -> None:
+        """Send the request, again if that is safe, until what the caller waits for is here."""
+        try:
+            await self._attempt(exchange)
+            while exchange.error is not None:
+                if not exchange.may_retry:
+                    raise exchange.error
+                if self._core.listening(exchange):
+                    error = cast("RequestError", exchange.error)
+                    self._core.emit(Retried(exchange.plan.key.digest, error), exchange)
+                exchange.start_over()
+                await self._attempt(exchange)
+        except BaseException:
+            self._give_up(exchange)
+            raise
+
+    async def _attempt(self, exchange: Exchange) -> None:
+        now = self._clock()
+        while isinstance(self._core.acquire(exchange, now), Lease):
+            if self._begin(exchange, now):
+                break
+        else:
+            self._carry_out(now)
+            await self._wait_in_queue(exchange)
+        if isinstance(exchange.body, Body) and exchange.sent_at is None:
+            await self._send_body(exchange, exchange.body)
+        while not exchange.ready:
+            await self._wait(exchange)
+
+    async def _wait_in_queue(self, exchange: Exchange) -> None:
+        total = exchange.total_at
+        handle = None if total == math.inf else self._loop.call_at(total, self._total_passed, exchange)
+        try:
+            while exchange.started_at is None and exchange.error is None:
+                await self._wait(exchange)
+        finally:
+            if handle is not None:
+                handle.cancel()
+
+    def _total_passed(self, exchange: Exchange) -> None:
+        if exchange.started_at is None and exchange.error is None:
+            now = self._clock()
+            exchange.fail(exchange.total_timeout(), now)
+            self._core.cancel(exchange, now)
+            _wake(exchange)
+
+    async def _send_body(self, exchange: Exchange, body: Body) -> None:
+        connection: Connection = exchange.lease.connection
+        protocol: _Protocol = connection.transport
+        if body.asynchronous:
+            async for piece in body.apieces():
+                if not await self._send_piece(exchange, protocol, piece):
+                    return
+        else:
+            for piece in body.pieces():
+                if not await self._send_piece(exchange, protocol, piece):
+                    return
+        now = self._clock()
+        connection.end_body(exchange, now)
+        protocol.advance(now)
+
+    async def _send_piece(self, exchange: Exchange, protocol: _Protocol, piece: bytes | memoryview) -> bool:
+        now = self._clock()
+        try:
+            if not protocol.connection.send_body(exchange, piece, now):
+                return False
+        except RequestError as error:
+            protocol.connection.fail(error, now, "error")
+            protocol.advance(now)
+            return False
+        protocol.flush()
+        if protocol.writable is not None:
+            await protocol.writable
+            return exchange.error is None and not exchange.complete
+        return True
+
+    async def _wait(self, exchange: Exchange) -> None:
+        waker = exchange.waker = self._loop.create_future()
+        try:
+            await waker
+        finally:
+            exchange.waker = None
+
+    def _take_chunks(self, exchange: Exchange) -> list[bytes]:
+        paused = exchange.paused
+        chunks = exchange.take_chunks(self._clock())
+        if paused and exchange.lease is not None:
+            connection: Connection = exchange.lease.connection
+            self._core.watch(connection)
+            connection.transport.resume_reading()
+            self._arm()
+        return chunks
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """Leave nothing behind: no ticket, no lease, no connection with half an exchange on it."""
+        if exchange.ticket is not None:
+            now = self._clock()
+            self._core.cancel(exchange, now)
+            self._carry_out(now)
+        self._drop(exchange)
+
+    def _drop(self, exchange: Exchange) -> None:
+        if exchange.lease is not None:
+            now = self._clock()
+            connection: Connection = exchange.lease.connection
+            connection.drop(exchange, now, "dropped")
+            self._settle(connection, None, now)
+
+    def _abandon(self, exchange: Exchange) -> None:
+        """Take over an exchange from a finaliser, which may run anywhere."""
+        self._core.abandoned.append(exchange)
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._drop_abandoned)
+
+    def _drop_abandoned(self) -> None:
+        now = self._clock()
+        self._core.drop_abandoned(now)
+        self._carry_out(now)
+
+    # --- Carrying out what the core asks for ---------------------------------------------------------------------------
+
+    def _begin(self, exchange: Exchange, now: float) -> bool:
+        """Start on the granted connection; returns False if it was found dead and given back."""
+        connection: Connection = exchange.lease.connection
+        protocol: _Protocol = connection.transport
+        if connection.requests:
+            protocol.drain(now)
+            if connection.dead is not None:
+                self._core.give_back(exchange, now)
+                return False
+        self._core.start(exchange, now)
+        self._core.watch(connection)
+        protocol.flush()
+        self._arm()
+        return True
+
+    def _begin_or_queue(self, exchange: Exchange, now: float) -> None:
+        while not self._begin(exchange, now):
+            try:
+                if not isinstance(self._core.acquire(exchange, now), Lease):
+                    return
+            except AgentClosed as error:
+                exchange.fail(error, now)
+                break
+        _wake(exchange)
+
+    def _settle(self, connection: Connection, exchange: Exchange | None, now: float) -> None:
+        freed = connection.ended is not None and connection.dead is None
+        self._core.settle(connection, now)
+        if freed and self._core.listening(exchange):
+            self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
+        self._carry_out(now)
+
+    def _carry_out(self, now: float) -> None:
+        while effects := self._core.effects():
+            for effect in effects:
+                self._execute(effect, now)
+        self._arm()
+        if self._quiet is not None and not self._core.busy:
+            self._quiet.set()
+
+    def _execute(self, effect: Effect, now: float) -> None:
+        if type(effect) is Grant:
+            exchange: Exchange = effect.ticket.user
+            exchange.ticket = None
+            exchange.lease = effect.lease
+            self._begin_or_queue(exchange, now)
+        elif type(effect) is Refuse:
+            exchange = effect.ticket.user
+            exchange.ticket = None
+            exchange.fail(effect.error, now)
+            _wake(exchange)
+        elif type(effect) is Connect:
+            task = self._loop.create_task(self._dial(effect.attempt.user))
+            self._dialling.add(task)
+            task.add_done_callback(self._dialling.discard)
+        elif type(effect) is Close:
+            self._shut(effect.connection, effect.reason)
+
+    def _shut(self, connection: Connection, reason: str) -> None:
+        if self._core.closed(connection, reason):
+            connection.transport.shut(connection, reason)
+            if connection.info is not None and self._core.listening():
+                self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
+
+    def _arm(self) -> None:
+        due = self._core.next_deadline()
+        if due < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = due
+            self._timer = self._loop.call_at(due, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        now = self._clock()
+        for connection in self._core.handle_timeout(now):
+            connection.transport.advance(now)
+        self._carry_out(now)
+
+    # --- Dialling -----------------------------------------------------------------------------------------------------
+
+    async def _dial(self, dial: Dial) -> None:
+        """Carry out one attempt of the pool's and report how it ended."""
+        connection: Connection | None = None
+        error: BaseException | None = None
+        try:
+            connection = await self._open(dial)
+        except asyncio.CancelledError:
+            error = closed_error()
+        except Exception as exc:  # noqa: BLE001 - whatever a hook raised becomes the request's error
+            error = exc
+        now = self._clock()
+        if connection is not None:
+            self._core.connected(dial, connection, now)
+        else:
+            self._core.dial_failed(dial, error, now)
+            if self._core.listening():
+                self._core.emit(ConnectFailed(dial.plan.key.digest, cast("BaseException", error)))
+        self._carry_out(now)
+        if dial.on_done is not None:
+            dial.on_done(connection, error)
+
+    async def _open(self, dial: Dial, raw: RawStream | None = None) -> Connection:
+        """Return a connection whose handshake is complete and whose peer is verified."""
+        sock = await self._transport_socket(dial)
+        addresses = names_of(sock)
+        if self._core.listening():
+            self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
+        try:
+            connection = self._core.open(dial, self._clock(), time.time(), addresses=addresses, raw=raw)
+        except BaseException:
+            sock.close()
+            raise
+        protocol = _Protocol(self, connection, sock)
+        try:
+            await self._loop.create_connection(lambda: protocol, sock=sock)
+            await self._handshake(dial, protocol)
+        except BaseException:
+            connection.abort("handshake")
+            self._shut(connection, "handshake")
+            raise
+        return connection
+
+    async def _handshake(self, dial: Dial, protocol: _Protocol) -> None:
+        handshake = protocol.handshake
+        assert handshake is not None
+        try:
+            async with asyncio.timeout_at(_loop_time(dial.deadline)):
+                await handshake
+        except TimeoutError:
+            raise dial.overdue() from None
+        connection = protocol.connection
+        if connection.info is None or connection.error is not None:
+            raise connection.error or ConnectionLost("the connection closed during the handshake")
+        if self._core.listening():
+            self._core.emit(Secured(dial.plan.key.digest, connection.info))
+
+    async def _transport_socket(self, dial: Dial) -> socket.socket:
+        route = dial.plan.key.route
+        if route.socket is not None:
+            return users_socket(route.socket)
+        if self._core.listening():
+            host, port = (route.path, 0) if route.path else (route.host, route.port)
+            self._core.emit(Connecting(dial.plan.key.digest, host, port))
+        if route.path is not None:
+            addresses = [unix_address(route.path)]
+        else:
+            dial.enter("lookup", self._clock())
+            try:
+                async with asyncio.timeout_at(_loop_time(dial.deadline)):
+                    addresses = await self._look_up(dial)
+            except TimeoutError:
+                raise dial.overdue() from None
+        dial.enter("connect", self._clock())
+        try:
+            async with asyncio.timeout_at(_loop_time(dial.deadline)):
+                return await self._race(Race(addresses))
+        except TimeoutError:
+            raise dial.overdue() from None
+
+    async def _look_up(self, dial: Dial) -> list[Address]:
+        route = dial.plan.key.route
+        if route.lookup is not None:
+            answer = route.lookup(route.host, 0)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            return _resolver.from_hook(route.host, answer, route.port)
+        addresses = _resolver.literal(route.host, route.port)
+        if addresses is not None:
+            return addresses
+        done = self._loop.create_future()
+        loop = self._loop
+
+        def callback() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(_set_done, done)
+
+        lookup = _resolver.resolver.start(route.host, 0, callback)
+        await done
+        return lookup.result(route.port)
+
+    async def _race(self, race: Race) -> socket.socket:
+        """Return the first socket that connects; the others are closed."""
+        running: dict[asyncio.Task[socket.socket], Address] = {}
+        try:
+            while not race.lost:
+                now = self._clock()
+                for address in race.due(now):
+                    running[self._loop.create_task(self._connect_to(address))] = address
+                pause = race.next_deadline() - now
+                done, _ = await asyncio.wait(
+                    running, timeout=None if pause == math.inf else pause, return_when=asyncio.FIRST_COMPLETED
+                )
+                winners = []
+                for task in done:
+                    address = running.pop(task)
+                    exc = task.exception()
+                    if exc is None:
+                        winners.append(task.result())
+                    elif isinstance(exc, OSError):
+                        race.failed(address, exc)
+                    else:
+                        raise exc
+                for spare in winners[1:]:
+                    spare.close()
+                if winners:
+                    return winners[0]
+            raise race.error()
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def _connect_to(self, address: Address) -> socket.socket:
+        sock = new_socket(address)
+        try:
+            await self._loop.sock_connect(sock, address.sockaddr)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    # --- Life of the agent ---------------------------------------------------------------------------------------------
+
+    async def preconnect(self, origin: str, count: int = 1) -> list[Literal["full", "resumed"]]:
+        """
+        Open idle connections to the origin of a URL, as many as the limits allow, and tell of each whether its
+        handshake was resumed.
+
+        Raises:
+            RequestError: An attempt failed; the others are kept.
+        """
+        self._bind()
+        plan = self._core.origin_plan(origin)
+        waiting = []
+        for _ in range(count):
+            dial = self._core.preconnect(plan, self._clock())
+            if dial is None:
+                break
+            done: asyncio.Future[Connection] = self._loop.create_future()
+            dial.on_done = _future_setter(done)
+            waiting.append(done)
+        self._carry_out(self._clock())
+        connections = await asyncio.gather(*waiting)
+        return ["resumed" if c.info is not None and c.info.session_reused else "full" for c in connections]
+
+    @overload
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        protocol_factory: None = None,
+        timeouts: Timeouts | float | None = None,
+        **options: Any,
+    ) -> AsyncRawConnection: ...
+    @overload
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        protocol_factory: Callable[[], asyncio.Protocol],
+        timeouts: Timeouts | float | None = None,
+        **options: Any,
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]: ...
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        protocol_factory: Callable[[], asyncio.Protocol] | None = None,
+        timeouts: Timeouts | float | None = None,
+        **options: Any,
+    ) -> AsyncRawConnection | tuple[asyncio.Transport, asyncio.Protocol]:
+        """
+        Open a TLS connection that carries no HTTP, from the agent's contexts and sessions. It is outside the pool and
+        its limits.
+
+        Args:
+            host, port: Whom to talk to; the name is verified.
+            protocol_factory: Gives (transport, protocol), as asyncio's `create_connection`.
+            timeouts: Of these, lookup, connect and handshake count.
+            options: Fields of `ConnectionOptions`, laid over the agent's.
+
+        Raises:
+            RequestError: No connection came about.
+            AgentClosed: The agent was closed.
+        """
+        self._bind()
+        if self._closed:
+            raise closed_error()
+        stream = RawStream()
+        dial = self._core.raw_dial(host, port, build(ConnectionOptions, options), timeouts)
+        try:
+            connection = await self._open(dial, stream)
+        except BaseException as error:
+            dial.describe(error)
+            raise
+        protocol: _Protocol = connection.transport
+        raw: AsyncRawConnection | RawTransport
+        if protocol_factory is None:
+            raw = protocol.raw = AsyncRawConnection(protocol, stream, self._shut)
+            return raw
+        users = protocol_factory()
+        raw = protocol.raw = RawTransport(protocol, stream, self._shut, users)
+        return raw, users
+
+    def close_idle(self) -> None:
+        """Close all idle connections."""
+        if self._loop is not None:
+            now = self._clock()
+            self._core.pool.close_idle(now)
+            self._carry_out(now)
+
+    def stats(self) -> AgentStats:
+        """Return all counters, in total and by key."""
+        return self._core.stats()
+
+    def on(self, kind: type[Any], callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call `callback` with each event of class `kind`; returns the function that ends the subscription."""
+        return self._core.on(kind, callback)
+
+    async def aclose(self, drain: float | None = 5.0) -> None:
+        """
+        Take no more requests, refuse the waiting ones, let the active ones finish for up to `drain` seconds, close
+        everything. Idempotent.
+        """
+        if self._loop is None or self._closed:
+            self._closed = True
+            self._core.pool.close(self._clock())
+            return
+        self._core.pool.close(self._clock())
+        self._carry_out(self._clock())
+        if self._core.busy:
+            self._quiet = asyncio.Event()
+            try:
+                async with asyncio.timeout(drain):
+                    await self._quiet.wait()
+            except TimeoutError:
+                pass
+        self.destroy()
+        if self._dialling:
+            await asyncio.gather(*self._dialling, return_exceptions=True)
+
+    def destroy(self) -> None:
+        """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
+        self._closed = True
+        now = self._clock()
+        self._core.pool.close(now)
+        if self._loop is None or self._loop.is_closed():
+            return
+        self._carry_out(now)
+        for task in self._dialling:
+            task.cancel()
+        for connection in self._core.living():
+            if connection.info is not None:
+                connection.fail(closed_error(), now, "agent_closed")
+                connection.transport.advance(now)
+                self._shut(connection, "agent_closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None:
+            self.destroy()
+        await self.aclose()
+
+    def _bind(self) -> None:
+        """Belong to the running loop; a closed one has taken its sockets with it."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None:
+            raise RuntimeError("an AsyncAgent belongs to one event loop: make one agent per loop")
+        self._loop = loop
+        self._clock = loop.time
+        self._proactor = type(loop).__name__ == "ProactorEventLoop"
+
+
+def _wake(exchange: Exchange) -> None:
+    waker: asyncio.Future[None] | None = exchange.waker
+    if waker is not None and not waker.done():
+        waker.set_result(None)
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _future_setter(future: asyncio.Future[Any]) -> Callable[[object, BaseException | None], None]:
+    def set_outcome(connection: object, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(connection)
+        else:
+            future.set_exception(error)
+
+    return set_outcome
+
+
+def _loop_time(deadline: float) -> float | None:
+    return None if deadline == math.inf else deadline
+
+
+def _not_yet(early_data: bool | Unset, expect_continue: bool) -> None:
+    if early_data:
+        raise NotImplementedError("early_data is not supported yet; leave it out")
+    if expect_continue:
+        raise NotImplementedError("expect_continue is not supported yet; leave it out")

@@ -1,0 +1,150 @@
+"""
+From names to addresses, in a few daemon threads of our own.
+
+`getaddrinfo` cannot be interrupted: whoever waits gives up at the deadline and the thread goes on by itself. An
+executor would do, were it not that it keeps the interpreter from exiting. Look-ups of the same host and family that run
+at the same time are one. Nothing is cached: the system's resolver does that.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from tlsagent._drivers.addresses import Address
+from tlsagent._options import is_ip_address
+from tlsagent.errors import OptionTypeError, ResolutionError, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_MAX_THREADS: Final = 4
+
+
+class Lookup:
+    """
+    One look-up under way.
+
+    Attributes:
+        addresses, error: The outcome; both None until it is done.
+    """
+
+    __slots__ = ("_callbacks", "addresses", "error", "host")
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.addresses: list[Address] | None = None
+        self.error: OSError | None = None
+        self._callbacks: list[Callable[[], None]] | None = []
+
+    def result(self, port: int) -> list[Address]:
+        """Return the addresses with the port in them; raises `ResolutionError`."""
+        if self.error is not None:
+            raise resolution_error(self.host, self.error) from self.error
+        return [with_port(address, port) for address in self.addresses or ()]
+
+
+class Resolver:
+    """Look-ups for the whole process. `start` returns at once; the callback runs in a thread of the resolver."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[tuple[str, int], Lookup]] = queue.SimpleQueue()
+        self._running: dict[tuple[str, int], Lookup] = {}
+        self._threads = 0
+        self._busy = 0
+
+    def start(self, host: str, family: int, callback: Callable[[], None]) -> Lookup:
+        """Begin a look-up, or join the one that runs for the same host and family."""
+        key = (host, family)
+        with self._lock:
+            lookup = self._running.get(key)
+            if lookup is not None and lookup._callbacks is not None:
+                lookup._callbacks.append(callback)
+                return lookup
+            lookup = self._running[key] = Lookup(host)
+            assert lookup._callbacks is not None
+            lookup._callbacks.append(callback)
+            self._busy += 1
+            grow = self._busy > self._threads < _MAX_THREADS
+            self._threads += grow
+        self._queue.put((key, lookup))
+        if grow:
+            threading.Thread(target=self._work, name="tlsagent-resolver", daemon=True).start()
+        return lookup
+
+    def _work(self) -> None:
+        while True:
+            key, lookup = self._queue.get()
+            try:
+                lookup.addresses = _getaddrinfo(*key)
+            except OSError as error:
+                lookup.error = error
+            except UnicodeError as error:
+                lookup.error = socket.gaierror(socket.EAI_NONAME, str(error))
+            with self._lock:
+                self._busy -= 1
+                self._running.pop(key, None)
+                callbacks, lookup._callbacks = lookup._callbacks, None
+            for callback in callbacks or ():
+                callback()
+
+
+def _getaddrinfo(host: str, family: int) -> list[Address]:
+    found = socket.getaddrinfo(host, 0, family=family, type=socket.SOCK_STREAM)
+    return [_address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _address(family: int, sockaddr: tuple[Any, ...]) -> Address:
+    return Address(family, sockaddr)
+
+
+def literal(host: str, port: int) -> list[Address] | None:
+    """Return the address of an IP literal, which needs no look-up, or None for a name."""
+    if not is_ip_address(host):
+        return None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return [_address(family, sockaddr) for family, _, _, _, sockaddr in found[:1]]
+
+
+def from_hook(host: str, answer: Sequence[str], port: int) -> list[Address]:
+    """Return the addresses that a `lookup` hook gave as strings."""
+    if isinstance(answer, (str, bytes)):
+        raise OptionTypeError(f"lookup must return a list of address strings, not {type(answer).__name__}")
+    addresses = []
+    for item in answer:
+        found = literal(item, port) if isinstance(item, str) else None
+        if not found:
+            raise OptionTypeError(f"lookup must return IP addresses as strings, not {quoted(repr(item))}")
+        addresses += found
+    if not addresses:
+        raise resolution_error(host, None)
+    return addresses
+
+
+def with_port(address: Address, port: int) -> Address:
+    """Return the address with another port."""
+    assert not isinstance(address.sockaddr, str)
+    return Address(address.family, (address.sockaddr[0], port, *address.sockaddr[2:]))
+
+
+def resolution_error(host: str, error: OSError | None) -> ResolutionError:
+    """Return the error for a name without an address."""
+    why = "no address was found" if error is None else error.strerror or str(error)
+    code = "EAI_AGAIN" if error is not None and error.errno == socket.EAI_AGAIN else "ENOTFOUND"
+    return ResolutionError(f"{quoted(host)} was not resolved: {why}", code=code, phase="lookup")
+
+
+resolver = Resolver()
+
+
+def _forget_threads() -> None:
+    global resolver
+    resolver = Resolver()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -1,0 +1,365 @@
+"""
+The life of one request and its response: phases, deadlines, and the verdict whether it may be sent again.
+
+An `Exchange` is what an HTTP engine reports to (it is the engine's sink: it records and returns) and what a driver
+waits on. It knows neither sockets nor the pool; points in time come in as `now`.
+
+Theory of operation
+-------------------
+    created -> (waiting in the pool) -> begun on a connection -> sent -> head received -> ended
+                     ^                                  |
+                     +------------- retried ------------+
+
+`deadline` is the earliest moment at which something is overdue, and moves with the phase: `timeouts.send` counts from
+the last progress of the request, `response` from its end, `read` from the last bytes of the body; `total` caps them
+all. A consumer that does not read stops the read clock: slowness of ours is not the peer's fault.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from tlsagent._body import Body
+from tlsagent.errors import (
+    AgentClosed,
+    ConnectionLost,
+    Phase,
+    ReadTimeout,
+    RemoteProtocolError,
+    RequestError,
+    RequestTimeout,
+    ResponseTimeout,
+    SendTimeout,
+    TotalTimeout,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tlsagent._connection import ConnectionInfo
+    from tlsagent._http.messages import Headers, RequestHead, ResponseHead
+    from tlsagent._identity import Plan
+
+# RFC 9110, 9.2.2
+IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+HIGH_WATER: Final = 262_144
+"""Bytes of a streamed body that wait for their consumer before the connection stops reading."""
+
+_TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {
+    "send": (SendTimeout, "the peer accepted no byte of the request for {} s (timeouts.send)"),
+    "wait": (ResponseTimeout, "no response head within {} s of the request (timeouts.response)"),
+    "receive": (ReadTimeout, "no byte of the body for {} s (timeouts.read)"),
+}
+_TIMEOUT_FIELDS: Final[dict[Phase, str]] = {"send": "send", "wait": "response", "receive": "read"}
+
+
+class Awaiting(enum.Enum):
+    """What the caller of an exchange waits for."""
+
+    HEAD = "the response head"
+    BODY = "the next bytes of the body"
+    END = "the end of the response"
+
+
+class Timings:
+    """
+    How long each phase took, in seconds; None where it did not happen.
+
+    Attributes:
+        queue, lookup, connect, tunnel, handshake, send, wait, receive: The phases.
+        total: From the call to the last byte.
+    """
+
+    __slots__ = ("connect", "handshake", "lookup", "queue", "receive", "send", "total", "tunnel", "wait")
+
+    def __init__(self, **seconds: float | None) -> None:
+        for name in self.__slots__:
+            setattr(self, name, seconds.get(name))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{n}={v:.6f}" for n in self.__slots__ if (v := getattr(self, n)) is not None)
+        return f"Timings({shown})"
+
+
+class Exchange:
+    """
+    One request and its response.
+
+    Attributes:
+        plan: Which connections may serve it.
+        head: The request's head.
+        body: Its body: bytes that fit one piece, a `Body`, or None.
+        request_trailers: Trailers to send after the body.
+        timeouts: A `Timeouts` in which nothing is `UNSET`.
+        awaiting: What the caller waits for; guides `ready`.
+        response: The response's head, once it is here.
+        complete: Whether the response has ended.
+        error: Why the exchange failed, if it did.
+        attempts: How often the request was sent.
+        ticket, lease, waker: The driver's and the pool's; opaque here.
+    """
+
+    __slots__ = (
+        "attempts",
+        "awaiting",
+        "body",
+        "chunks",
+        "complete",
+        "connection",
+        "created_at",
+        "deadline",
+        "dial_timings",
+        "ended_at",
+        "error",
+        "head",
+        "head_at",
+        "held",
+        "informational",
+        "lease",
+        "max_size",
+        "now",
+        "paused",
+        "plan",
+        "received",
+        "request_number",
+        "request_sent",
+        "request_trailers",
+        "response",
+        "retry",
+        "sent_at",
+        "started_at",
+        "ticket",
+        "timeouts",
+        "total_at",
+        "trace",
+        "trailers",
+        "waker",
+        "why_not_reused",
+    )
+
+    def __init__(
+        self,
+        plan: Plan,
+        head: RequestHead,
+        body: bytes | Body | None,
+        timeouts: Any,
+        now: float,
+        *,
+        request_trailers: list[tuple[bytes, bytes]] | None = None,
+        retry: bool = True,
+        max_size: int | None = None,
+        trace: Callable[[Any], object] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.head = head
+        self.body = body
+        self.request_trailers = request_trailers
+        self.timeouts = timeouts
+        self.retry = retry
+        self.max_size = max_size
+        self.trace = trace
+        self.created_at = self.now = now
+        self.total_at: float = now + timeouts.total if timeouts.total else math.inf
+        self.attempts = 0
+        self.awaiting = Awaiting.END
+        self.waker: Any = None
+        self.why_not_reused: str | None = None
+        self.dial_timings: dict[str, float] | None = None
+        self._forget_attempt()
+
+    def _forget_attempt(self) -> None:
+        self.deadline: float = self.total_at
+        self.ticket: Any = None
+        self.lease: Any = None
+        self.connection: ConnectionInfo | None = None
+        self.request_number = 0
+        self.request_sent = False
+        self.received = False
+        self.started_at: float | None = None
+        self.sent_at: float | None = None
+        self.head_at: float | None = None
+        self.ended_at: float | None = None
+        self.response: ResponseHead | None = None
+        self.informational: list[ResponseHead] = []
+        self.trailers: Headers | None = None
+        self.chunks: list[bytes] = []
+        self.held = 0
+        self.paused = False
+        self.complete = False
+        self.error: BaseException | None = None
+
+    # --- What the driver asks -----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether what the caller waits for is here."""
+        if self.complete or self.error is not None:
+            return True
+        if self.awaiting is Awaiting.END:
+            return False
+        return bool(self.chunks) if self.awaiting is Awaiting.BODY else self.response is not None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase it is in, in the words of `timings` and `error.phase`."""
+        if self.started_at is None:
+            return "queue"
+        if self.head_at is not None:
+            return "receive"
+        return "wait" if self.sent_at is not None else "send"
+
+    @property
+    def reused(self) -> bool:
+        """Whether its connection had served a request before."""
+        return self.request_number > 1
+
+    def take_chunks(self, now: float) -> list[bytes]:
+        """Hand the body received so far to its consumer; a paused connection may read on."""
+        taken, self.chunks = self.chunks, []
+        self.held = 0
+        if self.paused:
+            self.paused = False
+            self._clock(now, self.timeouts.read)
+        return taken
+
+    # --- What the connection tells ------------------------------------------------------------------------------------
+
+    def begin(self, connection: ConnectionInfo, request_number: int, now: float) -> None:
+        """Note that the request starts on a connection, as its `request_number`-th."""
+        self.attempts += 1
+        self.connection = connection
+        self.request_number = request_number
+        self.started_at = self.now = now
+
+    def progressed(self, now: float) -> None:
+        """Note that bytes of the request were handed on."""
+        self.request_sent = True
+        self._clock(now, self.timeouts.send)
+
+    def sent(self, now: float) -> None:
+        """Note that the whole request was handed on."""
+        self.request_sent = True
+        self.sent_at = now
+        if self.head_at is None:
+            self._clock(now, self.timeouts.response)
+
+    def fail(self, error: BaseException, now: float) -> None:
+        """End it with an error, the facts of the failure filled in; the first error stays."""
+        if self.complete or self.error is not None:
+            return
+        if isinstance(error, RequestError):
+            error.phase = error.phase or self.phase
+            error.key = error.key or self.plan.key.digest
+            error.reused = self.reused
+            error.request_sent = self.request_sent
+            error.elapsed = now - self.created_at
+        self.error = error
+        self.ended_at = now
+
+    def overdue(self, now: float) -> RequestError | None:
+        """Return the timeout that has passed, if one has."""
+        if now < self.deadline:
+            return None
+        if now >= self.total_at:
+            return self.total_timeout()
+        error, text = _TIMEOUT_ERRORS[self.phase]
+        return error(text.format(f"{getattr(self.timeouts, _TIMEOUT_FIELDS[self.phase]):g}"))
+
+    def total_timeout(self) -> TotalTimeout:
+        """Return the error for `timeouts.total`."""
+        return TotalTimeout(f"the request was not complete within {self.timeouts.total:g} s (timeouts.total)")
+
+    def _clock(self, now: float, seconds: Any) -> None:
+        at = math.inf if seconds is None else now + seconds
+        self.deadline = min(self.total_at, at)
+
+    # --- What the HTTP engine tells: it is an HTTPSink -----------------------------------------------------------------
+
+    def informational_received(self, head: ResponseHead) -> None:
+        """Keep a 1xx head; the clock for the response starts anew."""
+        self.informational.append(head)
+        if self.sent_at is not None:
+            self._clock(self.now, self.timeouts.response)
+
+    def response_received(self, head: ResponseHead) -> None:
+        """Keep the head of the response."""
+        self.response = head
+        self.head_at = self.now
+        self._clock(self.now, self.timeouts.read)
+
+    def body_received(self, data: bytes) -> None:
+        """Keep bytes of the body until they are taken; past the high-water mark the connection stops reading."""
+        self.chunks.append(data)
+        self.held += len(data)
+        if self.awaiting is Awaiting.END:
+            if self.max_size is not None and self.held > self.max_size:
+                self.fail(_too_large(self.max_size), self.now)
+                return
+        elif self.held > HIGH_WATER:
+            self.paused = True
+            self.deadline = self.total_at
+            return
+        self._clock(self.now, self.timeouts.read)
+
+    def response_ended(self, trailers: Headers | None) -> None:
+        """Note the end of the response."""
+        self.trailers = trailers
+        if self.error is None:
+            self.complete = True
+            self.ended_at = self.now
+
+    # --- Retry --------------------------------------------------------------------------------------------------------
+
+    @property
+    def may_retry(self) -> bool:
+        """
+        Whether the request may be sent again, once, on a fresh connection (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+
+        A reused connection that dies before the first byte of a response has most likely been closed while idle. The
+        request is repeated if it is idempotent or nothing of it was sent, and if its body can be had again.
+        """
+        return (
+            self.retry
+            and self.attempts == 1
+            and self.reused
+            and not self.received
+            and isinstance(self.error, ConnectionLost)
+            and (not self.request_sent or self.head.method in IDEMPOTENT)
+            and not (isinstance(self.body, Body) and not self.body.replayable)
+        )
+
+    def start_over(self) -> None:
+        """Forget the failed attempt; `total` keeps running."""
+        self._forget_attempt()
+
+    # --- Facts for the response ---------------------------------------------------------------------------------------
+
+    def timings(self) -> Timings:
+        """Return how long each phase took."""
+        dial = self.dial_timings or {}
+        started, sent, head, ended = self.started_at, self.sent_at, self.head_at, self.ended_at
+        waited = None if started is None else max(0.0, started - self.created_at - sum(dial.values()))
+        begun = head if sent is None or (head is not None and head < sent) else sent
+        return Timings(
+            queue=waited,
+            send=None if begun is None or started is None else begun - started,
+            wait=None if head is None or begun is None else head - begun,
+            receive=None if ended is None or head is None else ended - head,
+            total=None if ended is None else ended - self.created_at,
+            **dial,
+        )
+
+
+def _too_large(limit: int) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        f"the body is longer than max_response_size ({limit} bytes); raise the limit or use stream()",
+        code="ERR_TLSAGENT_RESPONSE_TOO_LARGE",
+    )
+
+
+def closed_error() -> AgentClosed:
+    """Return the error of requests that meet a closed agent."""
+    return AgentClosed("the agent is closed: make a new one for further requests")

@@ -1,0 +1,744 @@
+"""
+Who gets which connection, when to connect, what to close.
+
+Decides by key, order of arrival and limits only. What a connection is, whether it may be used again (`reusable`), how
+one is made and what a key is made of are for others: connections and keys are any hashable values here. Nothing in
+this room waits, calls out or looks at a clock: inputs are method calls, outputs are the effects that the driver drains
+with `effects()` and carries out in their order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from tlsagent._deadlines import Deadlines, Timer
+from tlsagent.errors import AgentClosed, PoolTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+# Theory of operation
+#
+# Each key has a bucket: its idle connections, the number of all its connections, its connect attempts and its queue of
+# tickets. A socket is leased, idle or an attempt; nothing else counts against the limits. A connection that is lost or
+# closed is gone at once, even while its lease is still out: the driver closes it before it dials anew, because `Close`
+# stands before `Connect` in the effects.
+#
+# An attempt belongs to the pool. The ticket that caused it is merely *covered* by it: while covered, a ticket waits on
+# the dial's own timeouts in place of its queue deadline. The covered tickets are always the oldest ones of the queue,
+# and never more than there are attempts. Whichever comes first, a freed connection or a finished attempt, serves the
+# oldest ticket that can take it (a `fresh` ticket takes only the latter).
+#
+# A bucket *wants* to dial while it has more tickets than attempts and its own limit leaves room. Wanting buckets stand
+# in one order, by their oldest uncovered ticket, which is first come first served across keys. What holds whenever a
+# method has returned:
+#
+#   1. a bucket still wants only if the total limit is reached and no connection of any key is idle;
+#   2. an idle connection and a ticket that could take it are never in the same bucket;
+#   3. a bucket without connections, attempts and tickets does not exist.
+#
+# 1 and 2 are why `acquire` may take an idle connection without a look at who else waits.
+#
+# OrderedDict rather than dict throughout: "the oldest" of a dict whose front has been deleted is a walk over the holes.
+
+C = TypeVar("C")
+
+
+class Lease(Generic[C]):
+    """
+    The right to use a connection for one exchange. Must be released exactly once, also after `connection_lost`.
+
+    Attributes:
+        connection: The connection.
+        key: Its key.
+        reused: Whether it has served an exchange before.
+        from_idle: Whether it lay idle before (the peer may have closed it meanwhile: look before use).
+    """
+
+    __slots__ = ("_slot", "connection", "from_idle", "key", "reused")
+
+    def __init__(self, slot: _Slot[C], from_idle: bool) -> None:
+        self._slot = slot
+        self.connection = slot.connection
+        self.key = slot.bucket.key
+        self.reused = slot.served
+        self.from_idle = from_idle
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.connection!r} reused={self.reused} from_idle={self.from_idle}>"
+
+
+class Ticket(Generic[C]):
+    """
+    A place in the queue. Ends with `Grant`, `Refuse` or `Pool.cancel`.
+
+    Attributes:
+        key: The key waited for.
+        deadline: When the pool refuses it, unless it is covered by then; None waits for ever.
+        fresh: Whether only a newly made connection will do.
+        granted: The lease, once there is one.
+        covered: Whether a connect attempt was made on its behalf.
+        user: Free for the driver: a future, an event. The pool does not look at it.
+    """
+
+    __slots__ = ("_bucket", "_order", "_timer", "covered", "deadline", "fresh", "granted", "key", "user")
+
+    def __init__(self, bucket: _Bucket[C], order: int, deadline: float | None, fresh: bool) -> None:
+        self.key = bucket.key
+        self.deadline = deadline
+        self.fresh = fresh
+        self.granted: Lease[C] | None = None
+        self.covered = False
+        self.user: Any = None
+        self._bucket: _Bucket[C] | None = bucket  # None once it has left the queue
+        self._order = order
+        self._timer: Timer[Ticket[C]] = Timer(self)
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self._order} covered={self.covered} fresh={self.fresh}>"
+
+
+class Attempt(Generic[C]):
+    """
+    A connection in the making. Ends with `Pool.connected` or `Pool.connect_failed`, whoever is still waiting for it.
+
+    Attributes:
+        key: The key it is made for.
+        cause: The ticket it covers: the dial takes its timeouts. None for `preconnect`.
+        user: Free for the driver. The pool does not look at it.
+    """
+
+    __slots__ = ("_bucket", "cause", "key", "user")
+
+    def __init__(self, bucket: _Bucket[C], cause: Ticket[C] | None) -> None:
+        self.key = bucket.key
+        self.cause = cause
+        self.user: Any = None
+        self._bucket: _Bucket[C] | None = bucket  # None once it has ended
+
+    def __repr__(self) -> str:
+        return f"<Attempt for {self.cause!r}>"
+
+
+class Effect:
+    """Something the driver must do. Two effects are equal if they ask for the same."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def _fields(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Effect) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._fields()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self._fields()))})"
+
+
+class Connect(Effect, Generic[C]):
+    """Make a connection for `key`, then report on `attempt`."""
+
+    __slots__ = ("key", "attempt")  # noqa: RUF023  the order of the arguments
+
+    def __init__(self, key: Hashable, attempt: Attempt[C]) -> None:
+        self.key = key
+        self.attempt = attempt
+
+
+class Grant(Effect, Generic[C]):
+    """Give `lease` to whoever waits on `ticket`."""
+
+    __slots__ = ("ticket", "lease")  # noqa: RUF023
+
+    def __init__(self, ticket: Ticket[C], lease: Lease[C]) -> None:
+        self.ticket = ticket
+        self.lease = lease
+
+
+class Refuse(Effect, Generic[C]):
+    """Raise `error` to whoever waits on `ticket`."""
+
+    __slots__ = ("ticket", "error")  # noqa: RUF023
+
+    def __init__(self, ticket: Ticket[C], error: BaseException) -> None:
+        self.ticket = ticket
+        self.error = error
+
+
+class Close(Effect, Generic[C]):
+    """Close `connection`: it is no longer of the pool. Comes exactly once for each connection, lost ones included."""
+
+    __slots__ = ("connection", "reason")
+
+    def __init__(self, connection: C, reason: str) -> None:
+        self.connection = connection
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """
+    A snapshot of one key or of the whole pool. Counts since the key was last forgotten, or since the pool was made.
+
+    Attributes:
+        active: Connections that are leased.
+        idle: Connections that are free.
+        dialling: Connect attempts.
+        waiting: Tickets in the queue.
+        opened: Connections made.
+        closed: Connections closed, by reason.
+        requests: Leases given out.
+        reused: Those of them whose connection had served before.
+    """
+
+    active: int
+    idle: int
+    dialling: int
+    waiting: int
+    opened: int
+    closed: dict[str, int]
+    requests: int
+    reused: int
+
+
+class Pool(Generic[C]):
+    """
+    Connections by key, within limits, first come first served.
+
+    Not thread-safe: the driver calls it from one loop or under one lock. Every `now` is the driver's monotonic clock
+    in seconds. No method raises half-way; a driver that misuses a lease, ticket or attempt gets an AssertionError.
+
+    Args:
+        keep_alive: Keep released connections idle. If False one is handed to the next ticket of its key or closed.
+        max_sockets: Leased, idle and attempted connections per key; None for no limit.
+        max_total_sockets: The same over all keys.
+        max_free_sockets: Idle connections per key; the oldest of the surplus is closed.
+        scheduling: Which idle connection is taken: "lifo" the last freed, "fifo" the first.
+        free_socket_timeout: Seconds until an idle connection is closed; None for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_alive: bool = True,
+        max_sockets: int | None = None,
+        max_total_sockets: int | None = None,
+        max_free_sockets: int = 256,
+        scheduling: Literal["lifo", "fifo"] = "lifo",
+        free_socket_timeout: float | None = 60.0,
+    ) -> None:
+        self._keep_alive = keep_alive
+        self._max_sockets = inf if max_sockets is None else max_sockets
+        self._max_total_sockets = inf if max_total_sockets is None else max_total_sockets
+        self._max_free_sockets = max_free_sockets
+        self._take_last = scheduling == "lifo"
+        self._free_socket_timeout = inf if free_socket_timeout is None else free_socket_timeout
+        self._closed = False
+        self._buckets: dict[Hashable, _Bucket[C]] = {}
+        self._slots: dict[C, _Slot[C]] = {}  # every connection, by itself
+        self._idle: OrderedDict[_Slot[C], None] = OrderedDict()  # of all keys, in order of release, hence of expiry
+        self._wanting: Deadlines[_Bucket[C]] = Deadlines()  # ordered by ticket, not by time
+        self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
+        self._effects: list[Effect] = []
+        self._tickets = 0  # ever made: their order of arrival
+        self._attempts = 0
+        self._waiting = 0
+        self._tally = _Tally()
+
+    # -- What drivers ask for
+
+    def acquire(
+        self, key: Hashable, now: float, *, deadline: float | None = None, fresh: bool = False
+    ) -> Lease[C] | Ticket[C]:
+        """
+        Reserve a connection for one exchange.
+
+        Takes the idle connection chosen by `scheduling`. If there is none the caller waits on a ticket, and a connect
+        attempt may appear in `effects()`. That attempt belongs to the pool: cancelling the ticket does not cancel it.
+
+        Args:
+            key: Identity of the connection.
+            now: Current time.
+            deadline: When to refuse the ticket with `PoolTimeout`, unless an attempt covers it by then.
+            fresh: Only a newly made connection will do (a retry after a stale one).
+
+        Returns:
+            A lease that must be released exactly once, or a ticket that is granted or refused later.
+
+        Raises:
+            AgentClosed: After `close()`.
+        """
+        if self._closed:
+            raise _agent_closed()
+        bucket = self._buckets.get(key)
+        if bucket is not None and bucket.idle and not fresh:
+            slot = self._take_idle(bucket, now)
+            if slot is not None:
+                return self._lease(slot, True)
+        bucket = self._bucket(key)  # again: its last connection may just have expired
+        ticket = Ticket(bucket, self._tickets, deadline, fresh)
+        self._tickets += 1
+        self._enqueue(ticket)
+        self._settle(bucket)
+        return ticket
+
+    def release(self, lease: Lease[C], now: float, *, reusable: bool, reason: str = "not_reusable") -> None:
+        """
+        Give a lease back.
+
+        Args:
+            lease: The lease; a second release of it is an AssertionError.
+            now: Current time.
+            reusable: Whether the connection may serve again.
+            reason: Why not, for the statistics.
+        """
+        slot = lease._slot
+        if slot.lease is not lease:
+            raise AssertionError(f"{lease!r} was released before")
+        slot.lease = None
+        if slot.gone:
+            return
+        bucket = slot.bucket
+        if not reusable or self._closed:
+            self._drop(slot, "agent_closed" if self._closed else reason)
+        elif bucket.queue.length or self._wanting.armed or not self._keep_alive:
+            self._hand_over(slot, now)
+        else:
+            self._park(slot, now)
+            return
+        self._settle(bucket)
+
+    def cancel(self, ticket: Ticket[C], now: float) -> Lease[C] | None:  # noqa: ARG002  every input brings the time
+        """
+        Give up a ticket, in whatever state it is. Its attempt goes on and serves the next one.
+
+        Returns:
+            The lease, if the ticket was granted already: the caller has to release it.
+        """
+        bucket = ticket._bucket
+        if bucket is None:
+            return ticket.granted
+        self._leave_queue(ticket)
+        self._settle(bucket)
+        return None
+
+    def preconnect(self, key: Hashable, now: float) -> Attempt[C] | None:  # noqa: ARG002
+        """
+        Place a connect attempt that nobody waits for, if the limits leave room without closing anything, and return it.
+
+        Raises:
+            AgentClosed: After `close()`.
+        """
+        if self._closed:
+            raise _agent_closed()
+        bucket = self._buckets.get(key)
+        sockets = 0 if bucket is None else bucket.connections + bucket.attempts
+        if sockets >= self._max_sockets or self._sockets() >= self._max_total_sockets:
+            return None
+        return self._place(self._bucket(key), None)
+
+    # -- What drivers report
+
+    def connected(self, attempt: Attempt[C], connection: C, now: float) -> None:
+        """An attempt succeeded: serve the oldest ticket of its key, or lie idle."""
+        bucket = self._end(attempt)
+        slot = _Slot(connection, bucket)
+        self._slots[connection] = slot
+        bucket.connections += 1
+        bucket.tally.opened += 1
+        self._tally.opened += 1
+        ticket = bucket.queue.oldest()
+        if self._closed:
+            self._drop(slot, "agent_closed")
+        elif ticket is not None:
+            self._grant(ticket, slot)
+        else:
+            self._park(slot, now)
+        self._settle(bucket)
+
+    def connect_failed(self, attempt: Attempt[C], error: BaseException | None, now: float) -> None:  # noqa: ARG002
+        """
+        An attempt failed, or was abandoned if `error` is None.
+
+        The error goes to the oldest covered ticket, unless the remaining attempts suffice for all of them.
+        """
+        bucket = self._end(attempt)
+        queue = bucket.queue
+        if len(queue.covered) > bucket.attempts:
+            if error is None:
+                self._uncover(queue)
+            else:
+                self._refuse(next(iter(queue.covered)), error)
+        self._settle(bucket)
+
+    def connection_lost(self, connection: C, now: float, reason: str) -> None:  # noqa: ARG002
+        """A connection ended, idle or leased. Its lease is still to be released. A second report is ignored."""
+        slot = self._slots.get(connection)
+        if slot is None:
+            return
+        if slot.lease is None:
+            self._unpark(slot)
+        self._drop(slot, reason)
+        self._settle(slot.bucket)
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` has something to do, or None."""
+        queue = self._queue_deadlines.next()
+        idle = next(iter(self._idle)).expires_at if self._idle else inf
+        earliest = idle if queue is None else min(queue, idle)
+        return None if earliest == inf else earliest
+
+    def handle_timeout(self, now: float) -> None:
+        """Refuse the tickets and close the idle connections whose time has come."""
+        while self._expire_oldest(now):
+            pass
+        for ticket in self._queue_deadlines.expired(now):
+            bucket = self._require_bucket(ticket)
+            self._refuse(ticket, self._pool_timeout(bucket))
+            self._settle(bucket)
+
+    def close_idle(self, now: float, reason: str = "close_idle") -> None:  # noqa: ARG002
+        """Close every idle connection."""
+        while self._idle:
+            self._evict(next(iter(self._idle)), reason)
+
+    def close(self, now: float) -> None:
+        """Refuse all tickets with `AgentClosed` and close what is idle; leased connections close when released."""
+        self._closed = True
+        for bucket in list(self._buckets.values()):
+            while (ticket := bucket.queue.oldest()) is not None:
+                self._refuse(ticket, _agent_closed())
+            self._settle(bucket)
+        self.close_idle(now, "agent_closed")
+
+    # -- What drivers read
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether `effects` has anything to return."""
+        return bool(self._effects)
+
+    def effects(self) -> list[Effect]:
+        """Return what is to be done, in order, and forget it."""
+        effects = self._effects
+        if effects:
+            self._effects = []
+            return effects
+        return []
+
+    def counts(self, key: Hashable | None = None) -> Counts:
+        """Return the counts of `key`, or of the whole pool."""
+        if key is None:
+            return self._tally.counts(len(self._slots), len(self._idle), self._attempts, self._waiting)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return _Tally().counts(0, 0, 0, 0)
+        return bucket.tally.counts(bucket.connections, len(bucket.idle), bucket.attempts, bucket.queue.length)
+
+    def keys(self) -> list[Hashable]:
+        """Return the keys that have a connection, an attempt or a ticket."""
+        return list(self._buckets)
+
+    # -- Connections
+
+    def _lease(self, slot: _Slot[C], from_idle: bool) -> Lease[C]:
+        lease = slot.lease = Lease(slot, from_idle)
+        slot.bucket.tally.requests += 1
+        self._tally.requests += 1
+        if not slot.served:
+            slot.served = True
+            slot.bucket.tally.first += 1
+            self._tally.first += 1
+        return lease
+
+    def _take_idle(self, bucket: _Bucket[C], now: float) -> _Slot[C] | None:
+        """Remove and return an idle connection; close the expired ones met on the way."""
+        while bucket.idle:
+            slot = bucket.idle.popitem(self._take_last)[0]
+            del self._idle[slot]
+            if slot.expires_at > now:
+                return slot
+            self._drop(slot, "free_socket_timeout")
+            self._forget_unused(bucket)
+        return None
+
+    def _hand_over(self, slot: _Slot[C], now: float) -> None:
+        """Give a freed connection to the oldest ticket that can take it, unless an older one needs its place."""
+        ticket = slot.bucket.queue.oldest_ordinary()
+        if ticket is None:
+            if self._keep_alive:
+                self._park(slot, now)
+            else:
+                self._drop(slot, "keep_alive_off")
+        elif self._outranked(ticket, slot.bucket):
+            self._drop(slot, "make_room")
+        else:
+            self._grant(ticket, slot)
+
+    def _outranked(self, ticket: Ticket[C], bucket: _Bucket[C]) -> bool:
+        """Return whether an older ticket waits for a place: of another key, or a fresh one of this key."""
+        queue = bucket.queue
+        blocked = queue.oldest_uncovered() if queue.length > bucket.attempts else None
+        if blocked is not None and blocked._order < ticket._order:
+            return True
+        wanting = self._wanting.earliest()
+        blocked = None if wanting is None else wanting.queue.oldest_uncovered()
+        return blocked is not None and blocked._order < ticket._order
+
+    def _park(self, slot: _Slot[C], now: float) -> None:
+        bucket = slot.bucket
+        slot.expires_at = now + self._free_socket_timeout
+        bucket.idle[slot] = None
+        self._idle[slot] = None
+        if len(bucket.idle) > self._max_free_sockets:
+            self._evict(next(iter(bucket.idle)), "max_free_sockets")
+        # Nobody watches the clock in a driver without timers: let each release bury up to two of the dead.
+        if self._expire_oldest(now):
+            self._expire_oldest(now)
+
+    def _unpark(self, slot: _Slot[C]) -> None:
+        del slot.bucket.idle[slot]
+        del self._idle[slot]
+
+    def _expire_oldest(self, now: float) -> bool:
+        for slot in self._idle:
+            if slot.expires_at > now:
+                break
+            self._evict(slot, "free_socket_timeout")
+            return True
+        return False
+
+    def _evict(self, slot: _Slot[C], reason: str) -> None:
+        """Close an idle connection."""
+        self._unpark(slot)
+        self._drop(slot, reason)
+        self._forget_unused(slot.bucket)
+
+    def _drop(self, slot: _Slot[C], reason: str) -> None:
+        """Close a connection that is neither idle nor any use to its lease."""
+        slot.gone = True
+        del self._slots[slot.connection]
+        slot.bucket.connections -= 1
+        slot.bucket.tally.closed[reason] += 1
+        self._tally.closed[reason] += 1
+        self._effects.append(Close(slot.connection, reason))
+
+    # -- Tickets
+
+    def _enqueue(self, ticket: Ticket[C]) -> None:
+        bucket = self._require_bucket(ticket)
+        bucket.queue.push(ticket)
+        self._waiting += 1
+        self._queue_deadlines.set(ticket._timer, ticket.deadline)
+
+    def _leave_queue(self, ticket: Ticket[C]) -> None:
+        bucket = self._require_bucket(ticket)
+        bucket.queue.remove(ticket)
+        self._waiting -= 1
+        self._queue_deadlines.discard(ticket._timer)
+        ticket._bucket = None
+
+    def _grant(self, ticket: Ticket[C], slot: _Slot[C]) -> None:
+        self._leave_queue(ticket)
+        ticket.granted = self._lease(slot, False)
+        self._effects.append(Grant(ticket, ticket.granted))
+
+    def _refuse(self, ticket: Ticket[C], error: BaseException) -> None:
+        self._leave_queue(ticket)
+        self._effects.append(Refuse(ticket, error))
+
+    def _uncover(self, queue: _Queue[C]) -> None:
+        """Put the youngest covered ticket back on its queue deadline: its attempt was abandoned."""
+        ticket = queue.uncover()
+        self._queue_deadlines.set(ticket._timer, ticket.deadline)
+
+    def _pool_timeout(self, bucket: _Bucket[C]) -> PoolTimeout:
+        return PoolTimeout(
+            f"no connection became free before the queue deadline: {bucket.connections} open and {bucket.attempts} "
+            f"dialling for this key, {bucket.queue.length} waiting (limit {self._max_sockets}); {self._sockets()} in "
+            f"all (limit {self._max_total_sockets}). Raise max_sockets, max_total_sockets or timeouts.queue",
+            phase="queue",
+        )
+
+    @staticmethod
+    def _require_bucket(ticket: Ticket[C]) -> _Bucket[C]:
+        if ticket._bucket is None:
+            raise AssertionError(f"{ticket!r} is not in the queue")
+        return ticket._bucket
+
+    # -- Attempts
+
+    def _settle(self, bucket: _Bucket[C]) -> None:
+        """Restore the invariants after a change to `bucket`: dial for whoever may, forget the bucket if it is empty."""
+        self._update_wanting(bucket)
+        while (wanting := self._wanting.earliest()) is not None and self._make_room(wanting):
+            self._place(wanting, wanting.queue.oldest_uncovered())
+            self._update_wanting(wanting)
+        self._forget_unused(bucket)
+
+    def _update_wanting(self, bucket: _Bucket[C]) -> None:
+        wants = bucket.queue.length > bucket.attempts and (
+            bucket.connections + bucket.attempts < self._max_sockets or bool(bucket.idle)
+        )
+        ticket = bucket.queue.oldest_uncovered() if wants else None
+        self._wanting.set(bucket.timer, None if ticket is None else ticket._order)
+
+    def _make_room(self, bucket: _Bucket[C]) -> bool:
+        """Make room for one attempt, closing an idle connection if need be; return False if that is impossible."""
+        if bucket.connections + bucket.attempts >= self._max_sockets:
+            # Its idle ones are of no use to it: only fresh tickets wait.
+            self._evict(next(iter(bucket.idle)), "make_room")
+        elif self._sockets() >= self._max_total_sockets:
+            if not self._idle:
+                return False
+            self._evict(next(iter(self._idle)), "make_room")
+        return True
+
+    def _place(self, bucket: _Bucket[C], cause: Ticket[C] | None) -> Attempt[C]:
+        if cause is not None:
+            bucket.queue.cover(cause)
+            self._queue_deadlines.set(cause._timer, None)
+        attempt = Attempt(bucket, cause)
+        bucket.attempts += 1
+        self._attempts += 1
+        self._effects.append(Connect(bucket.key, attempt))
+        return attempt
+
+    def _end(self, attempt: Attempt[C]) -> _Bucket[C]:
+        bucket = attempt._bucket
+        if bucket is None:
+            raise AssertionError(f"{attempt!r} has ended before")
+        attempt._bucket = None
+        bucket.attempts -= 1
+        self._attempts -= 1
+        return bucket
+
+    # -- Buckets
+
+    def _sockets(self) -> int:
+        return len(self._slots) + self._attempts
+
+    def _bucket(self, key: Hashable) -> _Bucket[C]:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(key)
+        return bucket
+
+    def _forget_unused(self, bucket: _Bucket[C]) -> None:
+        if not (bucket.connections or bucket.attempts or bucket.queue.length):
+            # Twice for one bucket is possible: a later one of the same key must stay.
+            if self._buckets.get(bucket.key) is bucket:
+                del self._buckets[bucket.key]
+            self._wanting.discard(bucket.timer)
+
+
+class _Slot(Generic[C]):
+    """One connection of the pool."""
+
+    __slots__ = ("bucket", "connection", "expires_at", "gone", "lease", "served")
+
+    def __init__(self, connection: C, bucket: _Bucket[C]) -> None:
+        self.connection = connection
+        self.bucket = bucket
+        self.lease: Lease[C] | None = None  # the one that is out, even after the connection is gone
+        self.served = False
+        self.gone = False
+        self.expires_at = inf  # while idle
+
+
+class _Bucket(Generic[C]):
+    """All there is of one key."""
+
+    __slots__ = ("attempts", "connections", "idle", "key", "queue", "tally", "timer")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.connections = 0  # leased and idle
+        self.attempts = 0
+        self.idle: OrderedDict[_Slot[C], None] = OrderedDict()  # in order of release
+        self.queue: _Queue[C] = _Queue()
+        self.tally = _Tally()
+        self.timer: Timer[_Bucket[C]] = Timer(self)  # its place among the wanting
+
+
+class _Queue(Generic[C]):
+    """
+    The tickets of one key in order of arrival. Those in `covered` are all older than those in `uncovered`.
+    """
+
+    __slots__ = ("covered", "length", "ordinary", "uncovered")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.covered: OrderedDict[Ticket[C], None] = OrderedDict()
+        self.uncovered: OrderedDict[Ticket[C], None] = OrderedDict()
+        self.ordinary: OrderedDict[Ticket[C], None] = OrderedDict()  # those of both that are not fresh
+
+    def push(self, ticket: Ticket[C]) -> None:
+        self.length += 1
+        self.uncovered[ticket] = None
+        if not ticket.fresh:
+            self.ordinary[ticket] = None
+
+    def remove(self, ticket: Ticket[C]) -> None:
+        self.length -= 1
+        del (self.covered if ticket.covered else self.uncovered)[ticket]
+        if not ticket.fresh:
+            del self.ordinary[ticket]
+
+    def oldest(self) -> Ticket[C] | None:
+        return next(iter(self.covered or self.uncovered), None)
+
+    def oldest_ordinary(self) -> Ticket[C] | None:
+        return next(iter(self.ordinary), None)
+
+    def oldest_uncovered(self) -> Ticket[C] | None:
+        return next(iter(self.uncovered), None)
+
+    def cover(self, ticket: Ticket[C]) -> None:
+        """Cover `ticket`, the oldest uncovered one."""
+        del self.uncovered[ticket]
+        self.covered[ticket] = None
+        ticket.covered = True
+
+    def uncover(self) -> Ticket[C]:
+        """Uncover the youngest covered ticket, so that the covered ones stay the oldest."""
+        ticket = self.covered.popitem()[0]
+        self.uncovered[ticket] = None
+        self.uncovered.move_to_end(ticket, last=False)
+        ticket.covered = False
+        return ticket
+
+
+class _Tally:
+    """What was counted for one key, or for all."""
+
+    __slots__ = ("closed", "first", "opened", "requests")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
+        self.requests = 0
+        self.first = 0  # requests on a connection that had not served before
+
+    def counts(self, connections: int, idle: int, dialling: int, waiting: int) -> Counts:
+        return Counts(
+            active=connections - idle,
+            idle=idle,
+            dialling=dialling,
+            waiting=waiting,
+            opened=self.opened,
+            closed=dict(self.closed),
+            requests=self.requests,
+            reused=self.requests - self.first,
+        )
+
+
+def _agent_closed() -> AgentClosed:
+    return AgentClosed("the agent is closed: make a new one for further requests")

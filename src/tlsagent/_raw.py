@@ -1,0 +1,65 @@
+"""
+The plaintext of a connection that carries no HTTP, kept until somebody takes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from tlsagent.errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from tlsagent._connection import Connection
+
+HIGH_WATER: Final = 262_144
+"""Bytes that wait for their consumer before the connection stops reading."""
+
+
+class RawStream:
+    """
+    Received plaintext, in order. It is the connection's `RawSink`.
+
+    Attributes:
+        held: Bytes not taken yet.
+    """
+
+    __slots__ = ("_chunks", "_clean", "held")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._clean: bool | None = None
+        self.held = 0
+
+    def plaintext_received(self, data: bytes, now: float) -> None:  # noqa: ARG002 - a RawSink is told the time
+        """Keep bytes."""
+        self._chunks.append(data)
+        self.held += len(data)
+
+    def plaintext_ended(self, clean: bool, now: float) -> None:  # noqa: ARG002
+        """Note the end."""
+        if self._clean is None:
+            self._clean = clean
+
+    def take(self, most: int, connection: Connection) -> bytes | None:
+        """
+        Return up to `most` bytes, b"" after close_notify, None while there is nothing.
+
+        Raises:
+            ConnectionLost: The connection ended without close_notify, so that bytes may be missing.
+            RequestError: What else ended the connection.
+        """
+        if self._chunks:
+            chunk = self._chunks.popleft()
+            if len(chunk) > most:
+                self._chunks.appendleft(chunk[most:])
+                chunk = chunk[:most]
+            self.held -= len(chunk)
+            return chunk
+        if connection.error is not None:
+            raise connection.error
+        if self._clean is False:
+            raise ConnectionLost(
+                "the peer closed the connection without close_notify: data may be missing", phase="receive"
+            )
+        return b"" if self._clean or connection.dead is not None else None

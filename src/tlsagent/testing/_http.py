@@ -1,0 +1,204 @@
+"""
+The HTTP/1.1 floor of the server: h11 in the server's role under ASGI cycles (RFC 9112).
+
+It decides framing, keep-alive, 100 (Continue) and what a broken request gets. The connection below is a `Link`; another
+floor (HTTP/2) satisfies `HTTPFloor` and makes its own cycles. A response whose body comes in one piece leaves in one
+write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+from urllib.parse import unquote
+
+import h11
+
+from tlsagent.testing._asgi import Application, Cycle, Headers, Scope
+from tlsagent.testing.records import ConnectionEntry, Ledger, RequestEntry
+
+_MAX_HEAD: Final = 65_536
+_BODYLESS: Final = frozenset({204, 304})
+
+
+class Link(Protocol):
+    """What an HTTP floor may ask of the connection under it."""
+
+    ledger: Ledger
+    entry: ConnectionEntry
+    scope: Scope
+
+    def write(self, data: bytes) -> None:
+        """Send plaintext."""
+
+    def hold_reading(self, held: bool) -> None:
+        """Stop or resume reading from the socket."""
+
+    def close(self) -> None:
+        """End the connection in order, once what was written is out."""
+
+    def abort(self) -> None:
+        """End the connection as a crash would."""
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more."""
+
+
+class HTTPFloor(Protocol):
+    """One connection's HTTP, server side."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Take plaintext."""
+
+    def peer_left(self) -> None:
+        """Nothing more will come, and nothing more can be sent."""
+
+
+class H1Floor:
+    """`HTTPFloor` for HTTP/1.1 and 1.0, and the `Responder` of its one cycle at a time."""
+
+    __slots__ = ("_app", "_cycle", "_head", "_head_only", "_http", "_link", "_request", "_served", "_task")
+
+    def __init__(self, link: Link, app: Application) -> None:
+        self._link = link
+        self._app = app
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._cycle: Cycle | None = None
+        self._task: asyncio.Task[None] | None = None  # the loop holds tasks weakly
+        self._request: RequestEntry | None = None
+        self._head = b""  # a response head that waits for the first piece of its body
+        self._head_only = False  # the response has no body whatever the application sends
+        self._served = 0
+
+    # --- From below ---
+
+    def receive_data(self, data: bytes) -> None:
+        self._http.receive_data(data)
+        self._advance()
+
+    def _advance(self) -> None:
+        try:
+            while self._take(self._http.next_event()):
+                pass
+        except h11.RemoteProtocolError as exc:
+            self._refuse(exc.error_status_hint)
+
+    def _take(self, event: Any) -> bool:
+        kind = type(event)
+        if kind is h11.Request:
+            self._request_received(event)
+        elif kind is h11.Data:
+            self._body_received(bytes(event.data))
+        elif kind is h11.EndOfMessage:
+            self._request_ended(event)
+        else:
+            return False  # NEED_DATA, PAUSED, ConnectionClosed
+        return True
+
+    def _request_received(self, event: h11.Request) -> None:
+        raw = event.headers.raw_items()
+        self._request = RequestEntry(event.method, event.target, raw)
+        self._link.ledger.requested(self._link.entry, self._request)
+        self._served += 1
+        self._head_only = event.method == b"HEAD"
+        self._cycle = Cycle(self)
+        scope = self._scope(event)
+        self._task = asyncio.get_running_loop().create_task(self._cycle.run(self._app, scope))
+
+    def _scope(self, event: h11.Request) -> Scope:
+        target = event.target
+        if not target.startswith(b"/"):
+            # RFC 9112 3.2.2: the absolute form must be accepted.
+            target = b"/" + target.partition(b"://")[2].partition(b"/")[2] if b"://" in target else target
+        path, _, query = target.partition(b"?")
+        return {
+            **self._link.scope,
+            "http_version": event.http_version.decode("ascii"),
+            "method": event.method.decode("ascii"),
+            "path": unquote(path.decode("latin-1")),
+            "raw_path": path,
+            "query_string": query,
+            "headers": list(event.headers),
+            "extensions": {**self._link.scope["extensions"], "tlsagent.request": {"number": self._served}},
+        }
+
+    def _body_received(self, data: bytes) -> None:
+        assert self._request is not None
+        assert self._cycle is not None
+        self._link.ledger.body_received(self._request, data)
+        self._cycle.body_received(data)
+
+    def _request_ended(self, event: h11.EndOfMessage) -> None:
+        assert self._request is not None
+        assert self._cycle is not None
+        self._link.ledger.request_ended(self._request, event.headers.raw_items())
+        self._cycle.body_ended()
+        self._next_cycle()
+
+    def _refuse(self, status: int) -> None:
+        if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.start_response(status, [(b"content-length", b"0"), (b"connection", b"close")])
+            self.send_body(b"", more=False)
+        self._link.close()
+
+    def peer_left(self) -> None:
+        if self._cycle is not None:
+            self._cycle.peer_left()
+
+    # --- From above: the Responder of the cycle ---
+
+    def start_response(self, status: int, headers: Headers) -> None:
+        fields = [(bytes(name), bytes(value)) for name, value in headers]
+        if self._http.they_are_waiting_for_100_continue:
+            # RFC 9110 10.1.1: the body may come or not; close, so that nobody has to guess.
+            fields.append((b"connection", b"close"))
+        self._head_only = self._head_only or status in _BODYLESS
+        self._head = self._http.send(h11.Response(status_code=status, headers=fields)) or b""
+
+    def send_body(self, data: bytes, *, more: bool) -> None:
+        out = self._head
+        self._head = b""
+        if data and not self._head_only:
+            out += self._http.send(h11.Data(data=data)) or b""
+        if not more:
+            out += self._http.send(h11.EndOfMessage()) or b""
+        self._link.write(out)
+        if not more:
+            self._response_ended()
+
+    def send_trailers(self, headers: Headers) -> None:
+        fields = [] if self._head_only else [(bytes(name), bytes(value)) for name, value in headers]
+        self._link.write(self._http.send(h11.EndOfMessage(headers=fields)) or b"")
+        self._response_ended()
+
+    def _response_ended(self) -> None:
+        if self._http.our_state is h11.MUST_CLOSE:
+            self._link.close()
+
+    def want_body(self) -> None:
+        if self._http.they_are_waiting_for_100_continue:
+            self._link.write(
+                self._http.send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue")) or b""
+            )
+
+    def hold_body(self, held: bool) -> None:
+        self._link.hold_reading(held)
+
+    def fail(self) -> None:
+        if self._http.our_state is h11.SEND_RESPONSE:
+            self._refuse(500)
+        else:
+            self._link.abort()
+
+    async def drain(self) -> None:
+        await self._link.drain()
+
+    def finished(self) -> None:
+        self._cycle = self._task = None
+        self._next_cycle()
+
+    def _next_cycle(self) -> None:
+        # Both halves done and the application returned: what h11 has kept back of a pipelined request may go on.
+        if self._cycle is None and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._advance()

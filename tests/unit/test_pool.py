@@ -1,0 +1,960 @@
+"""The pool gives connections out within its limits, first come first served. Strings stand in for connections."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+
+import pytest
+
+from tlsagent._pool import Attempt, Close, Connect, Counts, Grant, Lease, Pool, Refuse, Ticket
+from tlsagent.errors import AgentClosed, ConnectError, PoolTimeout
+
+A, B = "a.test:443", "b.test:443"
+FAILED = ConnectError("refused")
+
+
+def dial(pool: Pool[str], key: str = A, *, now: float = 0.0, **waiting: object) -> tuple[Ticket[str], Attempt[str]]:
+    """Queue a ticket that causes an attempt."""
+    ticket = pool.acquire(key, now, **waiting)
+    assert isinstance(ticket, Ticket)
+    [connect] = pool.effects()
+    assert isinstance(connect, Connect)
+    assert connect.attempt.cause is ticket
+    return ticket, connect.attempt
+
+
+def lease(pool: Pool[str], connection: str, key: str = A, *, now: float = 0.0) -> Lease[str]:
+    """Lease a newly made connection."""
+    ticket, attempt = dial(pool, key, now=now)
+    pool.connected(attempt, connection, now)
+    [grant] = pool.effects()
+    assert isinstance(grant, Grant)
+    assert grant.ticket is ticket
+    return grant.lease
+
+
+def queue(pool: Pool[str], key: str = A, *, now: float = 0.0, **waiting: object) -> Ticket[str]:
+    """Queue a ticket that causes nothing."""
+    ticket = pool.acquire(key, now, **waiting)
+    assert isinstance(ticket, Ticket)
+    assert pool.effects() == []
+    return ticket
+
+
+def idle(pool: Pool[str], *connections: str, key: str = A, now: float = 0.0) -> None:
+    """Let new connections lie idle, the first being the longest idle."""
+    for held in [lease(pool, connection, key, now=now) for connection in connections]:
+        pool.release(held, now, reusable=True)
+    assert pool.effects() == []
+
+
+# -- The plain way
+
+
+def test_first_request_waits_for_a_connection_of_its_own():
+    """Without a connection the caller gets a ticket, and an attempt is made on its behalf."""
+    pool = Pool[str]()
+
+    ticket = pool.acquire(A, 0.0)
+
+    assert isinstance(ticket, Ticket)
+    [connect] = pool.effects()
+    assert connect == Connect(A, connect.attempt)
+    assert (connect.attempt.key, connect.attempt.cause, ticket.covered) == (A, ticket, True)
+    assert pool.effects() == []
+
+
+def test_finished_attempt_serves_its_ticket():
+    """A new connection is granted to the waiting ticket, and has not served before."""
+    pool = Pool[str]()
+    ticket, attempt = dial(pool)
+
+    pool.connected(attempt, "c", 0.1)
+
+    assert ticket.granted is not None
+    assert pool.effects() == [Grant(ticket, ticket.granted)]
+    assert (ticket.granted.connection, ticket.granted.key) == ("c", A)
+    assert (ticket.granted.reused, ticket.granted.from_idle) == (False, False)
+
+
+def test_idle_connection_is_leased_at_once():
+    """A warm key costs no ticket and no effect, and the lease says that it was idle and has served."""
+    pool = Pool[str]()
+    idle(pool, "c")
+
+    held = pool.acquire(A, 1.0)
+
+    assert isinstance(held, Lease)
+    assert (held.connection, held.reused, held.from_idle) == ("c", True, True)
+    pool.release(held, 2.0, reusable=True)
+    assert pool.effects() == []
+
+
+def test_keys_do_not_share_connections():
+    """An idle connection serves its own key only."""
+    pool = Pool[str]()
+    idle(pool, "c")
+
+    assert isinstance(pool.acquire(B, 1.0), Ticket)
+
+
+@pytest.mark.parametrize(("scheduling", "expected"), [("lifo", ["3", "2", "1"]), ("fifo", ["1", "2", "3"])])
+def test_scheduling_chooses_the_idle_connection(scheduling, expected):
+    """`lifo` takes the last freed connection, `fifo` the first."""
+    pool = Pool[str](scheduling=scheduling)
+    idle(pool, "1", "2", "3")
+
+    assert [pool.acquire(A, 1.0).connection for _ in range(3)] == expected
+
+
+def test_connection_that_may_not_serve_again_is_closed():
+    """A release without `reusable` closes, under the reason given."""
+    pool = Pool[str]()
+
+    first, second = lease(pool, "1"), lease(pool, "2")
+
+    pool.release(first, 1.0, reusable=False)
+    pool.release(second, 1.0, reusable=False, reason="connection_close")
+
+    assert pool.effects() == [Close("1", "not_reusable"), Close("2", "connection_close")]
+    assert pool.counts().closed == {"not_reusable": 1, "connection_close": 1}
+
+
+def test_lease_is_released_exactly_once():
+    """A second release is the caller's fault, even when the connection has been leased again since."""
+    pool = Pool[str]()
+    first = lease(pool, "c")
+    pool.release(first, 1.0, reusable=True)
+
+    with pytest.raises(AssertionError, match="released before"):
+        pool.release(first, 1.0, reusable=True)
+    pool.acquire(A, 1.0)
+    with pytest.raises(AssertionError, match="released before"):
+        pool.release(first, 1.0, reusable=True)
+
+
+def test_attempt_ends_exactly_once():
+    """A second report on an attempt is the caller's fault."""
+    pool = Pool[str]()
+    _, attempt = dial(pool)
+    pool.connected(attempt, "c", 0.0)
+
+    with pytest.raises(AssertionError, match="ended before"):
+        pool.connected(attempt, "d", 0.0)
+    with pytest.raises(AssertionError, match="ended before"):
+        pool.connect_failed(attempt, FAILED, 0.0)
+
+
+# -- Limits
+
+
+def test_max_sockets_bounds_leases_attempts_and_idle_of_a_key():
+    """Attempts run side by side up to the limit; whoever comes later waits, other keys do not."""
+    pool = Pool[str](max_sockets=2)
+    held = lease(pool, "1")
+    dial(pool)
+    third = queue(pool)
+    dial(pool, B)
+
+    pool.release(held, 1.0, reusable=True)
+
+    assert third.granted is None
+    assert pool.counts(A) == Counts(active=1, idle=0, dialling=1, waiting=1, opened=1, closed={}, requests=2, reused=1)
+
+
+def test_max_total_sockets_bounds_all_keys():
+    """The total limit makes a second key wait while the first holds its connection."""
+    pool = Pool[str](max_total_sockets=1)
+    held = lease(pool, "1")
+    waiting = queue(pool, B)
+
+    pool.release(held, 1.0, reusable=False)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "not_reusable")
+    assert connect.attempt.cause is waiting
+
+
+def test_oldest_idle_connection_of_another_key_makes_room():
+    """An idle connection never starves another key: it is closed first, then the dial begins."""
+    pool = Pool[str](max_total_sockets=2)
+    idle(pool, "1")
+    idle(pool, "2", key=B)
+
+    ticket = pool.acquire("c.test", 1.0)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is ticket
+    assert pool.keys() == [B, "c.test"]
+
+
+def test_surplus_idle_connections_are_closed_oldest_first():
+    """A key keeps at most `max_free_sockets` idle, the most recent ones."""
+    pool = Pool[str](max_free_sockets=1)
+    first, second = lease(pool, "1"), lease(pool, "2")
+
+    pool.release(first, 1.0, reusable=True)
+    pool.release(second, 1.0, reusable=True)
+
+    assert pool.effects() == [Close("1", "max_free_sockets")]
+
+
+def test_max_free_sockets_zero_keeps_nothing():
+    """With no room for idle connections a freed one is closed, unless somebody waits for it."""
+    pool = Pool[str](max_free_sockets=0, max_sockets=1)
+    held = lease(pool, "c")
+    waiting = queue(pool)
+
+    pool.release(held, 1.0, reusable=True)
+    assert pool.effects() == [Grant(waiting, waiting.granted)]
+    pool.release(waiting.granted, 1.0, reusable=True)
+
+    assert pool.effects() == [Close("c", "max_free_sockets")]
+    assert pool.keys() == []
+
+
+def test_keep_alive_off_hands_on_but_keeps_nothing():
+    """Without keep-alive a freed connection serves the next ticket of its key, else it is closed."""
+    pool = Pool[str](keep_alive=False, max_sockets=1)
+    held = lease(pool, "c")
+    waiting = queue(pool)
+
+    pool.release(held, 1.0, reusable=True)
+    assert pool.effects() == [Grant(waiting, waiting.granted)]
+    pool.release(waiting.granted, 1.0, reusable=True)
+
+    assert pool.effects() == [Close("c", "keep_alive_off")]
+
+
+# -- First come first served
+
+
+def test_freed_connection_serves_the_oldest_ticket_of_its_key():
+    """Handed on from the queue, a connection counts as reused though it never lay idle."""
+    pool = Pool[str](max_sockets=1)
+    held = lease(pool, "c")
+    second, third = queue(pool), queue(pool)
+
+    pool.release(held, 1.0, reusable=True)
+
+    assert pool.effects() == [Grant(second, second.granted)]
+    assert (second.granted.reused, second.granted.from_idle) == (True, False)
+    assert third.granted is None
+
+
+def test_freed_connection_overtakes_the_dial():
+    """A ticket takes what comes first; the attempt it caused then serves the next one."""
+    pool = Pool[str](max_sockets=2)
+    held = lease(pool, "1")
+    second, attempt = dial(pool)
+    third = queue(pool)
+
+    pool.release(held, 1.0, reusable=True)
+    assert pool.effects() == [Grant(second, second.granted)]
+    pool.connected(attempt, "2", 2.0)
+
+    assert pool.effects() == [Grant(third, third.granted)]
+    assert third.granted.connection == "2"
+
+
+def test_attempt_nobody_waits_for_any_more_goes_idle():
+    """A connection whose ticket was served otherwise is kept, and is new to the next request."""
+    pool = Pool[str]()
+    held = lease(pool, "1")
+    second, attempt = dial(pool)
+    pool.release(held, 1.0, reusable=True)
+    pool.effects()
+
+    pool.connected(attempt, "2", 2.0)
+
+    assert second.granted.connection == "1"
+    assert pool.effects() == []
+    spare = pool.acquire(A, 3.0)
+    assert (spare.connection, spare.reused, spare.from_idle) == ("2", False, True)
+
+
+def test_older_ticket_of_another_key_gets_the_place():
+    """At the total limit a freed connection is closed for an older ticket of another key."""
+    pool = Pool[str](max_total_sockets=1)
+    held = lease(pool, "1")
+    older, younger = queue(pool, B), queue(pool, A)
+
+    pool.release(held, 1.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is older
+    assert younger.granted is None
+
+
+def test_older_ticket_of_the_same_key_gets_the_connection():
+    """At the total limit a freed connection stays with its key if its own ticket is the older one."""
+    pool = Pool[str](max_total_sockets=1)
+    held = lease(pool, "1")
+    older, younger = queue(pool, A), queue(pool, B)
+
+    pool.release(held, 1.0, reusable=True)
+
+    assert pool.effects() == [Grant(older, older.granted)]
+    assert younger.granted is None
+
+
+def test_place_nobody_of_its_key_needs_goes_to_another_key():
+    """At the total limit a freed connection does not lie idle while another key waits."""
+    pool = Pool[str](max_total_sockets=1)
+    held = lease(pool, "1")
+    waiting = queue(pool, B)
+
+    pool.release(held, 1.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is waiting
+
+
+def test_starved_keys_are_served_in_order_of_their_tickets():
+    """Keys that wait for the total limit dial in the order of their oldest ticket, whatever happened in between."""
+    pool = Pool[str](max_total_sockets=1)
+    held = lease(pool, "1")
+    given_up = queue(pool, "first")
+    expected = [queue(pool, key) for key in ("second", "third")] + [queue(pool, "first"), queue(pool, "second")]
+    pool.cancel(given_up, 0.5)
+
+    for ticket in expected:
+        pool.release(held, 1.0, reusable=False)
+        _, connect = pool.effects()
+        assert connect.attempt.cause is ticket
+        pool.connected(connect.attempt, f"for {ticket.key}", 1.0)
+        [grant] = pool.effects()
+        held = grant.lease
+
+
+def test_own_limit_does_not_hold_up_other_keys():
+    """A key at its own limit does not stand in the way of a younger ticket of another key."""
+    pool = Pool[str](max_sockets=1, max_total_sockets=2)
+    lease(pool, "1")
+    held = lease(pool, "2", B)
+    blocked = queue(pool, A)
+    starved = queue(pool, "c.test")
+
+    pool.release(held, 1.0, reusable=False)
+
+    _, connect = pool.effects()
+    assert connect.attempt.cause is starved
+    assert not blocked.covered
+
+
+# -- Fresh tickets
+
+
+def test_fresh_ticket_passes_over_idle_connections():
+    """A retry dials although a connection lies idle."""
+    pool = Pool[str]()
+    idle(pool, "stale")
+
+    ticket, attempt = dial(pool, fresh=True)
+    pool.connected(attempt, "new", 1.0)
+
+    assert pool.effects() == [Grant(ticket, ticket.granted)]
+    assert ticket.granted.connection == "new"
+
+
+def test_fresh_ticket_is_not_served_by_a_freed_connection():
+    """A freed connection goes to the next ordinary ticket, or lies idle, but never to a retry."""
+    pool = Pool[str]()
+    first, second = lease(pool, "1"), lease(pool, "2")
+    fresh, attempt = dial(pool, fresh=True)
+    ordinary, _ = dial(pool)
+
+    pool.release(first, 1.0, reusable=True)
+    assert pool.effects() == [Grant(ordinary, ordinary.granted)]
+    pool.release(second, 1.0, reusable=True)
+
+    assert pool.effects() == []
+    assert fresh.granted is None
+    pool.connected(attempt, "3", 2.0)
+    assert fresh.granted.connection == "3"
+
+
+@pytest.mark.parametrize("limit", ["max_sockets", "max_total_sockets"])
+def test_idle_connection_of_the_same_key_gives_way_to_a_fresh_ticket(limit):
+    """At the limit the idle connection, useless to a retry, is closed for the dial."""
+    pool = Pool[str](**{limit: 1})
+    idle(pool, "stale")
+
+    ticket = pool.acquire(A, 1.0, fresh=True)
+
+    close, connect = pool.effects()
+    assert close == Close("stale", "make_room")
+    assert connect.attempt.cause is ticket
+
+
+@pytest.mark.parametrize("limit", ["max_sockets", "max_total_sockets"])
+def test_freed_connection_gives_way_to_an_older_fresh_ticket(limit):
+    """At the limit a freed connection is closed for a retry that is older than the ordinary tickets."""
+    pool = Pool[str](**{limit: 1})
+    held = lease(pool, "1")
+    fresh = queue(pool, fresh=True)
+    ordinary = queue(pool)
+
+    pool.release(held, 1.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is fresh
+    assert ordinary.granted is None
+
+
+@pytest.mark.parametrize("limit", ["max_sockets", "max_total_sockets"])
+def test_freed_connection_serves_an_ordinary_ticket_older_than_the_fresh_one(limit):
+    """A retry waits its turn: first the older ordinary ticket, then the freed connection gives way."""
+    pool = Pool[str](**{limit: 1})
+    held = lease(pool, "1")
+    ordinary = queue(pool)
+    fresh = queue(pool, fresh=True)
+
+    pool.release(held, 1.0, reusable=True)
+    assert pool.effects() == [Grant(ordinary, ordinary.granted)]
+    pool.release(ordinary.granted, 2.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is fresh
+
+
+def test_finished_attempt_serves_fresh_and_ordinary_in_order_of_arrival():
+    """A new connection will do for both kinds of ticket: the oldest takes it."""
+    pool = Pool[str](max_sockets=1)
+    given_up, attempt = dial(pool)
+    fresh, ordinary = queue(pool, fresh=True), queue(pool)
+    pool.cancel(given_up, 0.5)
+
+    pool.connected(attempt, "c", 1.0)
+
+    assert pool.effects() == [Grant(fresh, fresh.granted)]
+    assert ordinary.granted is None
+
+
+# -- Giving up
+
+
+def test_cancelled_ticket_leaves_its_attempt_to_the_next():
+    """A connect attempt outlives the request that caused it and serves the next ticket."""
+    pool = Pool[str](max_sockets=1)
+    first, attempt = dial(pool)
+    second = queue(pool)
+
+    assert pool.cancel(first, 0.1) is None
+    assert pool.effects() == []
+    pool.connected(attempt, "c", 0.2)
+
+    assert pool.effects() == [Grant(second, second.granted)]
+    assert first.granted is None
+
+
+def test_new_ticket_takes_over_an_abandoned_attempt():
+    """No second attempt is made while one without a ticket is under way."""
+    pool = Pool[str]()
+    first, attempt = dial(pool)
+    pool.cancel(first, 0.1)
+
+    second = queue(pool)
+    pool.connected(attempt, "c", 0.2)
+
+    assert pool.effects() == [Grant(second, second.granted)]
+
+
+def test_cancelling_a_granted_ticket_hands_over_its_lease():
+    """Whoever cancels too late gets the lease, and has to release it."""
+    pool = Pool[str]()
+    ticket, attempt = dial(pool)
+    pool.connected(attempt, "c", 0.1)
+
+    held = pool.cancel(ticket, 0.2)
+
+    assert held is ticket.granted
+    pool.release(held, 0.2, reusable=True)
+    assert pool.counts(A).idle == 1
+
+
+def test_cancelling_what_is_over_does_nothing():
+    """A ticket that was cancelled or refused can be cancelled again without effect."""
+    pool = Pool[str]()
+    cancelled, attempt = dial(pool)
+    pool.cancel(cancelled, 0.1)
+    pool.connect_failed(attempt, None, 0.1)
+    refused, attempt = dial(pool)
+    pool.connect_failed(attempt, FAILED, 0.2)
+    pool.effects()
+
+    assert pool.cancel(cancelled, 0.3) is None
+    assert pool.cancel(refused, 0.3) is None
+    assert pool.effects() == []
+    assert pool.counts().waiting == 0
+
+
+# -- Failed attempts
+
+
+def test_failed_attempt_refuses_the_oldest_covered_ticket_and_dials_for_the_next():
+    """The error reaches one request; the next in the queue gets an attempt of its own."""
+    pool = Pool[str](max_sockets=1)
+    first, attempt = dial(pool)
+    second = queue(pool)
+
+    pool.connect_failed(attempt, FAILED, 1.0)
+
+    refuse, connect = pool.effects()
+    assert refuse == Refuse(first, FAILED)
+    assert connect.attempt.cause is second
+
+
+def test_error_is_swallowed_while_other_attempts_suffice():
+    """An attempt that nobody depends on any more fails in silence."""
+    pool = Pool[str]()
+    held = lease(pool, "1")
+    first, failing = dial(pool)
+    second, other = dial(pool)
+    pool.release(held, 1.0, reusable=True)
+    assert pool.effects() == [Grant(first, first.granted)]
+
+    pool.connect_failed(failing, FAILED, 2.0)
+
+    assert pool.effects() == []
+    pool.connected(other, "2", 3.0)
+    assert second.granted.connection == "2"
+
+
+def test_failure_of_an_attempt_without_a_ticket_costs_the_newcomer_nothing():
+    """A ticket that relied on somebody else's attempt gets its own when that one fails."""
+    pool = Pool[str]()
+    first, attempt = dial(pool)
+    pool.cancel(first, 0.1)
+    second = queue(pool, deadline=9.0)
+
+    pool.connect_failed(attempt, FAILED, 0.2)
+
+    [connect] = pool.effects()
+    assert connect.attempt.cause is second
+
+
+def test_abandoned_attempt_is_nobodys_error():
+    """An attempt given up by the driver is made anew for the ticket that it covered."""
+    pool = Pool[str](max_sockets=2)
+    first, abandoned = dial(pool)
+    second, _ = dial(pool)
+
+    pool.connect_failed(abandoned, None, 0.1)
+
+    [connect] = pool.effects()
+    assert isinstance(connect, Connect)
+    assert connect.attempt is not abandoned
+    assert first.covered
+    assert second.covered
+    assert pool.counts(A).dialling == 2
+
+
+# -- Lost connections
+
+
+def test_lost_idle_connection_is_not_given_out():
+    """A connection that died while idle is closed and forgotten."""
+    pool = Pool[str]()
+    idle(pool, "c")
+
+    pool.connection_lost("c", 1.0, "eof")
+
+    assert pool.effects() == [Close("c", "eof")]
+    assert isinstance(pool.acquire(A, 2.0), Ticket)
+
+
+def test_lost_leased_connection_frees_its_place_at_once():
+    """The next ticket dials as soon as the loss is known; the later release counts for nothing."""
+    pool = Pool[str](max_sockets=1)
+    held = lease(pool, "c")
+    waiting = queue(pool)
+
+    pool.connection_lost("c", 1.0, "reset")
+    close, connect = pool.effects()
+    pool.release(held, 2.0, reusable=True)
+
+    assert close == Close("c", "reset")
+    assert connect.attempt.cause is waiting
+    assert pool.effects() == []
+    assert pool.counts(A).dialling == 1
+    with pytest.raises(AssertionError, match="released before"):
+        pool.release(held, 3.0, reusable=True)
+
+
+def test_loss_is_counted_once():
+    """A second report, or one after the release closed it, is ignored."""
+    pool = Pool[str]()
+    idle(pool, "1")
+    pool.connection_lost("1", 1.0, "eof")
+    pool.connection_lost("1", 1.0, "reset")
+    assert pool.effects() == [Close("1", "eof")]
+    pool.release(lease(pool, "2"), 1.0, reusable=False)
+    pool.effects()
+
+    pool.connection_lost("2", 2.0, "eof")
+
+    assert pool.effects() == []
+    assert pool.counts().closed == {"eof": 1, "not_reusable": 1}
+
+
+# -- Time
+
+
+def test_ticket_is_refused_at_its_queue_deadline():
+    """A ticket whose deadline passes in the queue gets a PoolTimeout of phase queue that names the limits."""
+    pool = Pool[str](max_sockets=1)
+    lease(pool, "c")
+    waiting = queue(pool, deadline=5.0)
+    patient = queue(pool)
+
+    assert pool.next_deadline() == 5.0
+    pool.handle_timeout(4.9)
+    assert pool.effects() == []
+    pool.handle_timeout(5.0)
+
+    [refuse] = pool.effects()
+    assert refuse.ticket is waiting
+    assert isinstance(refuse.error, PoolTimeout)
+    assert refuse.error.phase == "queue"
+    assert "max_sockets" in str(refuse.error)
+    assert "limit 1" in str(refuse.error)
+    assert pool.next_deadline() is None
+    assert pool.counts(A).waiting == 1
+    assert patient.granted is None
+
+
+def test_covered_ticket_has_no_queue_deadline():
+    """Once an attempt is made on its behalf a ticket is bound by the dial's timeouts alone."""
+    pool = Pool[str](max_sockets=1)
+    _, attempt = dial(pool, deadline=5.0)
+    waiting = queue(pool, deadline=6.0)
+    assert pool.next_deadline() == 6.0
+
+    pool.connect_failed(attempt, FAILED, 1.0)
+    pool.effects()
+
+    assert waiting.covered
+    assert pool.next_deadline() is None
+    pool.handle_timeout(100.0)
+    assert pool.effects() == []
+
+
+def test_ticket_on_somebody_elses_attempt_keeps_its_queue_deadline():
+    """A ticket that did not cause the attempt under way is refused when its time is up."""
+    pool = Pool[str]()
+    pool.preconnect(A, 0.0)
+    pool.effects()
+    waiting = queue(pool, deadline=5.0)
+
+    pool.handle_timeout(5.0)
+
+    [refuse] = pool.effects()
+    assert refuse.ticket is waiting
+
+
+def test_idle_connection_expires():
+    """An idle connection is closed once it has been free for `free_socket_timeout`."""
+    pool = Pool[str](free_socket_timeout=60.0)
+    idle(pool, "1", now=0.0)
+    idle(pool, "2", key=B, now=30.0)
+
+    assert pool.next_deadline() == 60.0
+    pool.handle_timeout(59.0)
+    assert pool.effects() == []
+    pool.handle_timeout(60.0)
+
+    assert pool.effects() == [Close("1", "free_socket_timeout")]
+    assert pool.next_deadline() == 90.0
+
+
+def test_next_deadline_is_the_earlier_of_queue_and_idle():
+    """One timer serves both the queue and the idle connections."""
+    pool = Pool[str](max_sockets=1, free_socket_timeout=60.0)
+    lease(pool, "1", B)
+    idle(pool, "2")
+
+    queue(pool, B, deadline=70.0)
+    assert pool.next_deadline() == 60.0
+    queue(pool, B, deadline=50.0)
+    assert pool.next_deadline() == 50.0
+
+
+def test_without_free_socket_timeout_nothing_expires():
+    """None keeps idle connections for ever."""
+    pool = Pool[str](free_socket_timeout=None)
+    idle(pool, "c")
+
+    pool.handle_timeout(1e9)
+
+    assert pool.next_deadline() is None
+    assert pool.acquire(A, 1e9).connection == "c"
+
+
+@pytest.mark.parametrize("scheduling", ["lifo", "fifo"])
+def test_expired_idle_connections_are_not_given_out(scheduling):
+    """`acquire` closes the expired candidates it meets, without waiting for a timer."""
+    pool = Pool[str](free_socket_timeout=60.0, scheduling=scheduling)
+    idle(pool, "1", "2")
+
+    ticket = pool.acquire(A, 60.0)
+
+    assert isinstance(ticket, Ticket)
+    *closes, connect = pool.effects()
+    assert sorted(close.connection for close in closes) == ["1", "2"]
+    assert {close.reason for close in closes} == {"free_socket_timeout"}
+    assert connect.attempt.cause is ticket
+    assert pool.counts(A).dialling == 1
+
+
+def test_first_unexpired_connection_is_taken():
+    """With `fifo` an expired candidate is closed and the next one leased."""
+    pool = Pool[str](free_socket_timeout=60.0, scheduling="fifo")
+    first, second = lease(pool, "1"), lease(pool, "2")
+    pool.release(first, 0.0, reusable=True)
+    pool.release(second, 30.0, reusable=True)
+
+    held = pool.acquire(A, 70.0)
+
+    assert held.connection == "2"
+    assert pool.effects() == [Close("1", "free_socket_timeout")]
+
+
+def test_release_buries_a_bounded_number_of_expired_connections():
+    """A driver without timers gets rid of the expired connections of other keys two at a time."""
+    pool = Pool[str](free_socket_timeout=60.0)
+    idle(pool, "1", "2", "3", key=B)
+    held = lease(pool, "c", now=50.0)
+
+    pool.release(held, 100.0, reusable=True)
+    assert pool.effects() == [Close("1", "free_socket_timeout"), Close("2", "free_socket_timeout")]
+    pool.release(pool.acquire(A, 100.0), 100.0, reusable=True)
+
+    assert pool.effects() == [Close("3", "free_socket_timeout")]
+    assert pool.keys() == [A]
+
+
+# -- Preconnecting
+
+
+def test_preconnected_connection_lies_idle_unused():
+    """An attempt without a ticket goes idle; its first request is not a reuse."""
+    pool = Pool[str]()
+
+    assert pool.preconnect(A, 0.0)
+    [connect] = pool.effects()
+    assert connect.attempt.cause is None
+    pool.connected(connect.attempt, "c", 1.0)
+
+    held = pool.acquire(A, 2.0)
+    assert (held.connection, held.reused, held.from_idle) == ("c", False, True)
+
+
+@pytest.mark.parametrize("limit", ["max_sockets", "max_total_sockets"])
+def test_preconnect_closes_nothing_to_make_room(limit):
+    """At a limit preconnect declines, idle connections or not."""
+    pool = Pool[str](**{limit: 1})
+    idle(pool, "c")
+
+    assert not pool.preconnect(A, 1.0)
+    assert pool.effects() == []
+
+
+# -- Closing
+
+
+def test_close_idle_leaves_the_rest():
+    """Idle connections of all keys are closed, leased ones and tickets stay."""
+    pool = Pool[str]()
+    idle(pool, "1")
+    idle(pool, "2", key=B)
+    held = lease(pool, "3", "c.test")
+
+    pool.close_idle(1.0, "network_changed")
+
+    assert pool.effects() == [Close("1", "network_changed"), Close("2", "network_changed")]
+    pool.release(held, 2.0, reusable=True)
+    assert pool.acquire("c.test", 3.0).connection == "3"
+
+
+def test_close_refuses_tickets_and_closes_idle_connections():
+    """Closing ends at once what is not in use; each ticket gets an AgentClosed of its own."""
+    pool = Pool[str](max_sockets=1)
+    idle(pool, "1")
+    lease(pool, "2", B)
+    first, second = queue(pool, B), queue(pool, B, deadline=9.0)
+
+    pool.close(1.0)
+
+    one, two, close = pool.effects()
+    assert [one.ticket, two.ticket] == [first, second]
+    assert isinstance(one.error, AgentClosed)
+    assert one.error is not two.error
+    assert close == Close("1", "agent_closed")
+    assert pool.next_deadline() is None
+
+
+def test_closed_pool_takes_no_more_requests():
+    """Acquiring and preconnecting after close raise AgentClosed."""
+    pool = Pool[str]()
+    pool.close(0.0)
+
+    with pytest.raises(AgentClosed):
+        pool.acquire(A, 1.0)
+    with pytest.raises(AgentClosed):
+        pool.preconnect(A, 1.0)
+
+
+def test_closed_pool_winds_down():
+    """After close a leased connection is closed on release, a finished attempt at once, and nothing is left."""
+    pool = Pool[str]()
+    held = lease(pool, "1")
+    _, connecting = dial(pool, B)
+    _, failing = dial(pool, B)
+    pool.close(1.0)
+    pool.effects()
+
+    pool.release(held, 2.0, reusable=True)
+    pool.connected(connecting, "2", 2.0)
+    pool.connect_failed(failing, FAILED, 2.0)
+
+    assert pool.effects() == [Close("1", "agent_closed"), Close("2", "agent_closed")]
+    assert pool.keys() == []
+
+
+def test_close_is_idempotent():
+    """A second close has nothing left to do."""
+    pool = Pool[str]()
+    idle(pool, "c")
+    pool.close(1.0)
+    pool.effects()
+
+    pool.close(2.0)
+
+    assert pool.effects() == []
+
+
+# -- Statistics and upkeep
+
+
+def test_counts_tell_the_story():
+    """Counts of a key and of the pool say what was opened, closed, asked for and reused."""
+    pool = Pool[str](max_sockets=2)
+    idle(pool, "1")
+    held = pool.acquire(A, 1.0)
+    idle(pool, "2", key=B)
+    dial(pool)
+    queue(pool)
+
+    assert pool.counts(A) == Counts(active=1, idle=0, dialling=1, waiting=2, opened=1, closed={}, requests=2, reused=1)
+    assert pool.counts(B) == Counts(active=0, idle=1, dialling=0, waiting=0, opened=1, closed={}, requests=1, reused=0)
+    assert pool.counts() == Counts(active=1, idle=1, dialling=1, waiting=2, opened=2, closed={}, requests=3, reused=1)
+    pool.release(held, 2.0, reusable=False, reason="eof")
+    assert pool.counts(A).closed == pool.counts().closed == {"eof": 1}
+
+
+def test_unused_key_is_forgotten_while_the_totals_stay():
+    """A key without connections, attempts and tickets leaves nothing but its part in the totals."""
+    pool = Pool[str]()
+    pool.release(lease(pool, "c"), 1.0, reusable=False)
+    pool.effects()
+    given_up, attempt = dial(pool, B)
+    pool.cancel(given_up, 1.0)
+    pool.connect_failed(attempt, None, 1.0)
+
+    assert pool.keys() == []
+    assert pool.counts(A) == Counts(active=0, idle=0, dialling=0, waiting=0, opened=0, closed={}, requests=0, reused=0)
+    assert (pool.counts().opened, pool.counts().requests, pool.counts().closed) == (1, 1, {"not_reusable": 1})
+
+
+def test_forgotten_key_and_connection_are_let_go():
+    """The pool holds on to no key, connection or ticket that is over."""
+
+    class Thing:
+        pass
+
+    pool = Pool[Thing](max_total_sockets=1)
+    key, connection = Thing(), Thing()
+    ticket = pool.acquire(key, 0.0, deadline=5.0)
+    [connect] = pool.effects()
+    waiting = pool.acquire("other", 0.0, deadline=5.0)
+    pool.connected(connect.attempt, connection, 1.0)
+    pool.cancel(waiting, 1.0)
+    pool.release(ticket.granted, 2.0, reusable=False)
+    pool.effects()
+    ticket.user = Thing()
+    gone = [weakref.ref(thing) for thing in (key, connection, ticket.user)]
+
+    gc.disable()
+    try:
+        del key, connection, ticket, connect, waiting
+        assert [ref() for ref in gone] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_effects_are_equal_if_they_ask_for_the_same():
+    """Effects compare by kind and content, so that tests and logs can read them."""
+    close = Close("c", "eof")
+
+    assert close == Close("c", "eof")
+    assert hash(close) == hash(Close("c", "eof"))
+    assert close != Close("c", "reset")
+    assert close != Refuse("c", "eof")
+    assert close != "c"
+    assert repr(close) == "Close('c', 'eof')"
+
+
+def test_reprs_show_state_but_no_key():
+    """What is printed of leases, tickets and attempts is short and leaves the key out."""
+    pool = Pool[str]()
+    ticket, attempt = dial(pool, "secret-key")
+    pool.connected(attempt, "c", 0.0)
+
+    text = f"{ticket!r} {attempt!r} {ticket.granted!r}"
+
+    assert "covered=True" in text
+    assert "reused=False" in text
+    assert "secret" not in text
+
+
+# -- Cost
+
+
+def calls_of_a_warm_request(keys: int, waiters: int) -> int:
+    """Count the Python calls of one acquire and release on a warm key, among many keys and waiters."""
+    pool = Pool[str](max_sockets=2)
+    lease(pool, "busy 1", "busy")
+    lease(pool, "busy 2", "busy")
+    for _ in range(waiters):
+        queue(pool, "busy", deadline=1e6)
+    for number in range(keys):
+        idle(pool, f"c{number}", key=f"k{number}")
+    calls = 0
+
+    def count_calls(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count_calls)
+    try:
+        pool.release(pool.acquire("k0", 1.0), 1.0, reusable=True)
+    finally:
+        sys.setprofile(None)
+    assert pool.effects() == []
+    return calls
+
+
+def test_warm_request_costs_the_same_among_ten_thousand():
+    """A request on a warm key makes a handful of Python calls, however many keys and tickets there are."""
+    alone = calls_of_a_warm_request(keys=1, waiters=0)
+
+    assert alone <= 8
+    assert calls_of_a_warm_request(keys=10_000, waiters=10_000) == alone

@@ -1,0 +1,267 @@
+"""
+The other side for tests of the TLS rooms: throw-away certificates and a server without sockets.
+
+The server is the standard library's `ssl` over two memory BIOs, an OpenSSL of its own and not the client's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import ssl
+import tempfile
+import time
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tlsagent import _material
+from tlsagent._tls.context import secure_context
+from tlsagent._tls.engine import TLSEngine
+from tlsagent._tls.verify import check_server_identity
+
+NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+DAY = datetime.timedelta(days=1)
+CLOCK = 1000.0
+WALL = time.time() - CLOCK
+
+VERSIONS = ("TLSv1.2", "TLSv1.3")
+NUMBERS = {"TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+_STDLIB = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class Credentials:
+    """A certificate, its key, and the certificates to send with it."""
+
+    def __init__(self, certificate, key, chain=()):
+        self.certificate = certificate
+        self.key = key
+        self.chain = chain
+
+    @property
+    def der(self):
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def cert_pem(self):
+        return b"".join(one.public_bytes(Encoding.PEM) for one in (self.certificate, *self.chain))
+
+    @property
+    def key_pem(self):
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def sending(self, *chain):
+        """The same with another chain beside it."""
+        return Credentials(self.certificate, self.key, chain)
+
+
+def issue(name, issuer=None, *, ca=False, start=NOW - DAY, end=NOW + 30 * DAY, usage=None, permitted=None):
+    """Issue a certificate for `name`; self-signed without an issuer."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signer, signing_key = (subject, key) if issuer is None else (issuer.certificate.subject, issuer.key)
+    builder = (
+        x509.CertificateBuilder(signer, subject, key.public_key(), x509.random_serial_number(), start, end)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    if not ca:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    if usage is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    if permitted is not None:
+        builder = builder.add_extension(x509.NameConstraints([x509.DNSName(permitted)], None), critical=True)
+    return Credentials(builder.sign(signing_key, hashes.SHA256()), key)
+
+
+@functools.cache
+def pki():
+    """One set of certificates for all tests of a process."""
+    return PKI()
+
+
+class PKI:
+    def __init__(self):
+        self.root = issue("root", ca=True)
+        self.other_root = issue("other root", ca=True)
+        self.intermediate = issue("intermediate", self.root, ca=True)
+        self.server = issue("a.test", self.root)
+        self.behind = issue("a.test", self.intermediate).sending(self.intermediate.certificate)
+        self.client = issue("client", self.root, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+
+    def anchors(self, *credentials):
+        pems = [one.certificate.public_bytes(Encoding.PEM) for one in credentials or (self.root,)]
+        return _material.trust_anchors(pems)
+
+
+def server_context(
+    credentials=None,
+    *,
+    version="TLSv1.3",
+    tickets=2,
+    alpn=(),
+    client_ca=None,
+    ciphers=None,
+    session_ids=False,
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = _STDLIB[version]
+    context.num_tickets = tickets
+    _load(context, credentials or pki().server)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=client_ca.cert_pem.decode())
+    if ciphers is not None:
+        context.set_ciphers(ciphers)
+    if session_ids:
+        context.options |= ssl.OP_NO_TICKET
+    return context
+
+
+def _load(context, credentials):
+    descriptor, path = tempfile.mkstemp()
+    try:
+        os.write(descriptor, credentials.cert_pem + credentials.key_pem)
+        os.close(descriptor)
+        context.load_cert_chain(path)
+    finally:
+        os.unlink(path)
+
+
+class Server:
+    """The server's end of one connection."""
+
+    def __init__(self, context):
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self.secured = False
+        self.received = b""
+        self.ended = False
+        self.error = None
+
+    def receive_data(self, data):
+        self._in.write(data)
+        try:
+            if not self.secured:
+                self.tls.do_handshake()
+                self.secured = True
+            while not self.ended:
+                piece = self.tls.read(65_536)
+                self.received += piece
+                self.ended = not piece
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        except ssl.SSLError as exc:
+            self.error = exc
+
+    def write(self, data):
+        self.tls.write(data)
+
+    def close(self):
+        """Send close_notify."""
+        try:
+            self.tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+
+    def data_to_send(self):
+        return self._out.read()
+
+
+class Sink:
+    """A TLSSink that remembers the order of things."""
+
+    def __init__(self):
+        self.facts = None
+        self.data = b""
+        self.pieces = 0
+        self.ends = []
+        self.sessions = []
+        self.news = []
+
+    def secured(self, facts, now):
+        self.facts = facts
+        self.news.append("secured")
+
+    def plaintext_received(self, data, now):
+        assert type(data) is bytes
+        assert data
+        self.data += data
+        self.pieces += 1
+        self.news.append("data")
+
+    def plaintext_ended(self, clean, now):
+        self.ends.append(clean)
+        self.news.append("end")
+
+    def session_received(self, session):
+        self.sessions.append(session)
+        self.news.append("session")
+
+
+def client_context(*, ca=None, version=None, strict=True, client=None, ciphers=None, min_version=None, max_version=None):
+    return secure_context(
+        ca=ca or pki().anchors(),
+        chains=_material.certificate_chains(client.cert_pem) if client else (),
+        keys=_material.private_keys(client.key_pem, None) if client else (),
+        ciphers=ciphers and _material.cipher_list(ciphers),
+        min_version=NUMBERS.get(version or min_version),
+        max_version=NUMBERS.get(version or max_version),
+        strict=strict,
+    )
+
+
+def client_engine(context=None, **kwargs):
+    options = {
+        "verified_name": "a.test",
+        "server_name": "a.test",
+        "alpn_protocols": (),
+        "reject_unauthorized": True,
+        "check_identity": check_server_identity,
+        "wall_offset": WALL,
+    }
+    return TLSEngine(context or client_context(), **{**options, **kwargs})
+
+
+class Link:
+    """An engine and a server with nothing between them; `cut` says in what portions the engine gets its bytes."""
+
+    def __init__(self, engine, server, *, cut=None):
+        self.engine = engine
+        self.server = server
+        self.cut = cut
+        self.sink = Sink()
+
+    def feed(self, data):
+        size = self.cut or max(len(data), 1)
+        for at in range(0, len(data), size):
+            self.engine.receive_data(data[at : at + size], CLOCK, self.sink)
+
+    def run(self):
+        """Carry bytes until both sides are silent."""
+        while True:
+            up = self.engine.data_to_send()
+            if up:
+                self.server.receive_data(up)
+            down = self.server.data_to_send()
+            if down:
+                self.feed(down)
+            if not up and not down:
+                return self
+
+    def handshake(self):
+        self.engine.start()
+        return self.run()
+
+
+def connect(context=None, server=None, *, cut=None, **kwargs):
+    """Carry a handshake through; returns the link."""
+    return Link(client_engine(context, **kwargs), Server(server or server_context()), cut=cut).handshake()

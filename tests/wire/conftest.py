@@ -1,0 +1,204 @@
+"""
+One harness for both drivers: the same test runs against `Agent` and against `AsyncAgent` on asyncio and on uvloop.
+
+A harness is used from the test's thread. `submit` starts a request beside others and returns a future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tlsagent import Agent, AsyncAgent
+from tlsagent.testing import Server
+
+DRIVERS = ["threads", "asyncio", "uvloop"]
+
+
+class ThreadsHarness:
+    """`Agent`, as it is."""
+
+    driver = "threads"
+
+    def __init__(self, **options: Any) -> None:
+        self.agent = Agent(**options)
+        self._threads = ThreadPoolExecutor(100)
+
+    def request(self, method: str, url: str, **arguments: Any) -> Any:
+        return self.agent.request(method, url, **arguments)
+
+    def submit(self, method: str, url: str, **arguments: Any) -> Future[Any]:
+        return self._threads.submit(self.agent.request, method, url, **arguments)
+
+    @contextlib.contextmanager
+    def stream(self, method: str, url: str, **arguments: Any) -> Iterator[Any]:
+        with self.agent.stream(method, url, **arguments) as response:
+            yield response
+
+    def open_stream(self, method: str, url: str, **arguments: Any) -> Any:
+        return self.agent.open_stream(method, url, **arguments)
+
+    def connect(self, host: str, port: int, **options: Any) -> Any:
+        return self.agent.connect(host, port, **options)
+
+    def preconnect(self, origin: str, count: int = 1) -> list[str]:
+        return list(self.agent.preconnect(origin, count))
+
+    def close(self, **arguments: Any) -> None:
+        self.agent.close(**arguments)
+        self._threads.shutdown(wait=True)
+
+    def destroy(self) -> None:
+        self.agent.destroy()
+
+
+class _BlockingStream:
+    """An `AsyncStreamResponse` for blocking code."""
+
+    def __init__(self, harness: AsyncHarness, response: Any) -> None:
+        self._harness = harness
+        self.response = response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.response, name)
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        pieces = self.response.aiter_bytes()
+        while True:
+            try:
+                yield self._harness.run(pieces.__anext__())
+            except StopAsyncIteration:
+                return
+
+    def read(self) -> bytes:
+        return self._harness.run(self.response.aread())
+
+    def close(self) -> None:
+        self._harness.run(self.response.aclose())
+
+
+class _BlockingRaw:
+    """An `AsyncRawConnection` for blocking code."""
+
+    def __init__(self, harness: AsyncHarness, raw: Any) -> None:
+        self._harness = harness
+        self.raw = raw
+
+    @property
+    def info(self) -> Any:
+        return self.raw.info
+
+    def send(self, data: bytes) -> None:
+        self._harness.run(self.raw.send(data))
+
+    def recv(self, max_bytes: int = 65_536) -> bytes:
+        return self._harness.run(self.raw.recv(max_bytes))
+
+    def close(self) -> None:
+        self._harness.run(self.raw.aclose())
+
+
+class AsyncHarness:
+    """`AsyncAgent` in an event loop of its own, in a thread of its own."""
+
+    def __init__(self, driver: str, **options: Any) -> None:
+        self.driver = driver
+        if driver == "uvloop":
+            import uvloop
+
+            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        else:
+            self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="test-loop", daemon=True)
+        self._thread.start()
+        self.agent = AsyncAgent(**options)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(50)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        async def call() -> Any:
+            return function(*arguments)
+
+        return self.run(call())
+
+    def request(self, method: str, url: str, **arguments: Any) -> Any:
+        return self.run(self.agent.request(method, url, **arguments))
+
+    def submit(self, method: str, url: str, **arguments: Any) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(self.agent.request(method, url, **arguments), self.loop)
+
+    @contextlib.contextmanager
+    def stream(self, method: str, url: str, **arguments: Any) -> Iterator[Any]:
+        manager = self.agent.stream(method, url, **arguments)
+        response = _BlockingStream(self, self.run(manager.__aenter__()))
+        try:
+            yield response
+        finally:
+            self.run(manager.__aexit__(None, None, None))
+
+    def open_stream(self, method: str, url: str, **arguments: Any) -> Any:
+        return _BlockingStream(self, self.run(self.agent.open_stream(method, url, **arguments)))
+
+    def connect(self, host: str, port: int, **options: Any) -> Any:
+        return _BlockingRaw(self, self.run(self.agent.connect(host, port, **options)))
+
+    def preconnect(self, origin: str, count: int = 1) -> list[str]:
+        return list(self.run(self.agent.preconnect(origin, count)))
+
+    def close(self, **arguments: Any) -> None:
+        self.run(self.agent.aclose(**arguments))
+        self.run(_quiet())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    def destroy(self) -> None:
+        self.call(self.agent.destroy)
+
+
+async def _quiet() -> None:
+    """Give transports the turns that they need to close."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if others:
+        await asyncio.wait(others, timeout=5)
+
+
+Harness = ThreadsHarness | AsyncHarness
+
+
+@pytest.fixture(params=DRIVERS)
+def open_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an agent of the driver under test; all are closed at the end."""
+    made: list[Harness] = []
+
+    def make(**options: Any) -> Harness:
+        harness = ThreadsHarness(**options) if request.param == "threads" else AsyncHarness(request.param, **options)
+        made.append(harness)
+        return harness
+
+    yield make
+    for harness in made:
+        harness.close(drain=0.2)
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    """Return a server for tests that do not look at its counters."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Return a server of the test's own."""
+    with Server() as server:
+        yield server
