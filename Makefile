@@ -1,5 +1,57 @@
+# `make demo` and `make test` need python3 >= 3.11 with its venv module, and make. Everything else goes into .venv.
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml README.md LICENSE
 
-.PHONY: demo test
+# The steps of `make test` share the checkout and two of them measure time: one after the other.
+.NOTPARALLEL:
+.PHONY: demo test lint types imports tests wheel pythons clean
+
+demo: $(READY)
+	$(BIN)/tlsagent demo
+
+test: lint types imports tests wheel pythons
+	@echo "make test: everything passed"
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+tests: $(READY)
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Wheel and sdist, and a request by the wheel from a place where the checkout cannot be imported.
+wheel: dist/.checked
+
+dist/.checked: $(SOURCES) .ci/check_wheel.py $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python .ci/check_wheel.py dist
+	touch $@
+
+# The other interpreters that this release supports, as far as they are found.
+pythons: $(READY)
+	.ci/other_pythons
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "tlsagent needs Python 3.11 or later; say which: make PYTHON=/path/to/python3"; exit 1; }
+	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[cli,testing,speed]' --group test --group lint --group build
+	touch $@
+
+clean:
+	rm -rf .venv .venv-3.* dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -14,51 +14,59 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlsagent._connection import ConnectionInfo
-    from tlsagent._drivers.aio import AsyncAgent, AsyncStreamResponse
-    from tlsagent._drivers.aio_raw import AsyncRawConnection
-    from tlsagent._drivers.threads import Agent, StreamResponse
-    from tlsagent._drivers.threads_raw import RawConnection
-    from tlsagent._exchange import Timings
-    from tlsagent._http.messages import Headers, ResponseHead
-    from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts
-    from tlsagent._response import Response
-    from tlsagent._secure_context import create_secure_context
-    from tlsagent._stats import AgentStats, Counters
-    from tlsagent._tls.certificates import PeerCertificate
-    from tlsagent._tls.context import SecureContext
-    from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
-    from tlsagent._tls.verify import check_server_identity
-    from tlsagent.errors import (
-        AgentClosed,
-        CertificateError,
-        CertificateNameError,
-        CertificateRevoked,
-        ConnectError,
-        ConnectionLost,
-        ConnectTimeout,
-        HandshakeError,
-        HandshakeTimeout,
-        InactivityTimeout,
-        LocalProtocolError,
-        OptionError,
-        OptionRangeError,
-        OptionTypeError,
-        PoolTimeout,
-        ProxyError,
-        ReadTimeout,
-        RemoteProtocolError,
-        RequestError,
-        RequestTimeout,
-        ResolutionError,
-        ResolutionTimeout,
-        ResponseTimeout,
-        SendTimeout,
-        StreamReset,
-        TLSAgentError,
-        TotalTimeout,
-        TunnelTimeout,
-    )
+    from tlsagent._connection import ConnectionInfo as ConnectionInfo
+    from tlsagent._drivers.aio import AsyncAgent as AsyncAgent
+    from tlsagent._drivers.aio import AsyncStreamResponse as AsyncStreamResponse
+    from tlsagent._drivers.aio_raw import AsyncRawConnection as AsyncRawConnection
+    from tlsagent._drivers.threads import Agent as Agent
+    from tlsagent._drivers.threads import StreamResponse as StreamResponse
+    from tlsagent._drivers.threads_raw import RawConnection as RawConnection
+    from tlsagent._exchange import Timings as Timings
+    from tlsagent._http.messages import Headers as Headers
+    from tlsagent._http.messages import ResponseHead as ResponseHead
+    from tlsagent._options import UNSET as UNSET
+    from tlsagent._options import AgentOptions as AgentOptions
+    from tlsagent._options import ConnectionOptions as ConnectionOptions
+    from tlsagent._options import Http1Options as Http1Options
+    from tlsagent._options import Timeouts as Timeouts
+    from tlsagent._response import Response as Response
+    from tlsagent._secure_context import create_secure_context as create_secure_context
+    from tlsagent._stats import AgentStats as AgentStats
+    from tlsagent._stats import Counters as Counters
+    from tlsagent._tls.certificates import PeerCertificate as PeerCertificate
+    from tlsagent._tls.context import SecureContext as SecureContext
+    from tlsagent._tls.sessions import MemorySessionStore as MemorySessionStore
+    from tlsagent._tls.sessions import Session as Session
+    from tlsagent._tls.sessions import SessionStore as SessionStore
+    from tlsagent._tls.verify import check_server_identity as check_server_identity
+    from tlsagent.errors import AgentClosed as AgentClosed
+    from tlsagent.errors import CertificateError as CertificateError
+    from tlsagent.errors import CertificateNameError as CertificateNameError
+    from tlsagent.errors import CertificateRevoked as CertificateRevoked
+    from tlsagent.errors import ConnectError as ConnectError
+    from tlsagent.errors import ConnectionLost as ConnectionLost
+    from tlsagent.errors import ConnectTimeout as ConnectTimeout
+    from tlsagent.errors import HandshakeError as HandshakeError
+    from tlsagent.errors import HandshakeTimeout as HandshakeTimeout
+    from tlsagent.errors import InactivityTimeout as InactivityTimeout
+    from tlsagent.errors import LocalProtocolError as LocalProtocolError
+    from tlsagent.errors import OptionError as OptionError
+    from tlsagent.errors import OptionRangeError as OptionRangeError
+    from tlsagent.errors import OptionTypeError as OptionTypeError
+    from tlsagent.errors import PoolTimeout as PoolTimeout
+    from tlsagent.errors import ProxyError as ProxyError
+    from tlsagent.errors import ReadTimeout as ReadTimeout
+    from tlsagent.errors import RemoteProtocolError as RemoteProtocolError
+    from tlsagent.errors import RequestError as RequestError
+    from tlsagent.errors import RequestTimeout as RequestTimeout
+    from tlsagent.errors import ResolutionError as ResolutionError
+    from tlsagent.errors import ResolutionTimeout as ResolutionTimeout
+    from tlsagent.errors import ResponseTimeout as ResponseTimeout
+    from tlsagent.errors import SendTimeout as SendTimeout
+    from tlsagent.errors import StreamReset as StreamReset
+    from tlsagent.errors import TLSAgentError as TLSAgentError
+    from tlsagent.errors import TotalTimeout as TotalTimeout
+    from tlsagent.errors import TunnelTimeout as TunnelTimeout
 
 __version__ = "0.1.0"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tlsagent._tls.sessions import Session
 
 MAX_SESSIONS: Final = 64
-"""TLS sessions taken from one connection between two looks of the agent; a peer that floods tickets gets no more memory."""
+"""TLS sessions taken from one connection between two looks of the agent, so that a flood of tickets is bounded."""
 
 
 class ConnectionInfo:
@@ -359,7 +359,7 @@ class Connection:
         self.dead = self.dead or reason or ("lost" if isinstance(error, ConnectionLost) else "error")
         self._engine.abort()
 
-    # --- What the TLS engine tells: it is a TLSSink --------------------------------------------------------------------
+    # --- What the TLS engine tells: it is a TLSSink -------------------------------------------------------------------
 
     def secured(self, facts: HandshakeFacts, now: float) -> None:
         """Note the end of the handshake."""

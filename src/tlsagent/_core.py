@@ -14,7 +14,6 @@ import itertools
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
@@ -34,6 +33,8 @@ from tlsagent.errors import LocalProtocolError, quoted
 from tlsagent.events import Event, Reused, SessionTicket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tlsagent._http.messages import CallerFields
     from tlsagent._tls.context import SecureContext
 
@@ -71,7 +72,7 @@ class AgentCore:
             self.store = MemorySessionStore(options.max_cached_sessions, _SESSIONS_PER_SCOPE)
         self._http1 = http1_engine(options.http1_engine)
         self._http1_limits: Http1Options = options.http1
-        # keep_alive false and sockets unlimited: no connection is ever used twice, so the server is told (as Node does).
+        # keep_alive false and sockets unlimited: no connection is used twice, and the server is told, as by Node.
         self._persistent = options.keep_alive or options.max_sockets is not None
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
@@ -240,7 +241,7 @@ class AgentCore:
             try:
                 self.store.put(connection.plan.scope, session)
                 connection.sessions_stored += 1
-            except Exception:
+            except Exception:  # noqa: BLE001 - a store is the user's
                 _log.exception("the session store failed to keep a session")
 
     def cancel(self, exchange: Exchange, now: float) -> None:

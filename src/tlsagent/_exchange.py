@@ -276,7 +276,7 @@ class Exchange:
         at = math.inf if seconds is None else now + seconds
         self.deadline = min(self.total_at, at)
 
-    # --- What the HTTP engine tells: it is an HTTPSink -----------------------------------------------------------------
+    # --- What the HTTP engine tells: it is an HTTPSink ----------------------------------------------------------------
 
     def informational_received(self, head: ResponseHead) -> None:
         """Keep a 1xx head; the clock for the response starts anew."""

@@ -67,7 +67,7 @@ def _wrong_type(name: str, expected: str, value: object) -> OptionTypeError:
     return OptionTypeError(f"{name} must be {expected}, not {type(value).__name__}")
 
 
-# --- Rules: one value in, its canonical form out -----------------------------------------------------------------------
+# --- Rules: one value in, its canonical form out ----------------------------------------------------------------------
 
 
 def _boolean(name: str, value: object) -> bool:
@@ -440,7 +440,7 @@ class ConnectionOptions:
             beside = sorted(n for n in CONTEXT_FIELDS if getattr(self, n) is not UNSET and getattr(self, n) is not None)
             if beside:
                 raise OptionError(
-                    f"{', '.join(beside)} would have no effect beside secure_context: give them to create_secure_context()"
+                    f"{', '.join(beside)} has no effect beside secure_context: give it to create_secure_context()"
                 )
         if isinstance(self.cert, tuple) and isinstance(self.key, tuple):
             chains = cast("tuple[_material.CertificateChain, ...]", self.cert)

@@ -207,7 +207,9 @@ class Sink:
         self.news.append("session")
 
 
-def client_context(*, ca=None, version=None, strict=True, client=None, ciphers=None, min_version=None, max_version=None):
+def client_context(
+    *, ca=None, version=None, strict=True, client=None, ciphers=None, min_version=None, max_version=None
+):
     return secure_context(
         ca=ca or pki().anchors(),
         chains=_material.certificate_chains(client.cert_pem) if client else (),

@@ -150,7 +150,7 @@ class _Protocol(asyncio.BufferedProtocol):
             self.transport.resume_reading()
 
     def drain(self, now: float) -> None:
-        """Take in what the loop has not read yet. A proactor has a read of its own under way: there is nothing to look at."""
+        """Take in what the loop has not read yet; a proactor reads ahead, where nobody can look."""
         if not self._agent._proactor:
             drain(self._sock, self.connection, self._buffer, now)
             if self.connection.sessions:
@@ -504,7 +504,7 @@ class AsyncAgent:
         self._core.drop_abandoned(now)
         self._carry_out(now)
 
-    # --- Carrying out what the core asks for ---------------------------------------------------------------------------
+    # --- Carrying out what the core asks for --------------------------------------------------------------------------
 
     def _begin(self, exchange: Exchange, now: float) -> bool:
         """Start on the granted connection; returns False if it was found dead and given back."""
@@ -727,7 +727,7 @@ class AsyncAgent:
             raise
         return sock
 
-    # --- Life of the agent ---------------------------------------------------------------------------------------------
+    # --- Life of the agent --------------------------------------------------------------------------------------------
 
     async def preconnect(self, origin: str, count: int = 1) -> list[Literal["full", "resumed"]]:
         """

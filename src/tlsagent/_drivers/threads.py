@@ -366,7 +366,7 @@ class Agent:
             self._core.keep_sessions(connection)
         return connection.dead is None
 
-    # --- Waiting for a connection ---------------------------------------------------------------------------------------
+    # --- Waiting for a connection -------------------------------------------------------------------------------------
 
     def _acquire(self, exchange: Exchange) -> None:
         """Return with a lease, or with an error, in the exchange."""
@@ -488,7 +488,7 @@ class Agent:
                     self._core.closed(abandoned.connection, "abandoned")
         self._do(actions)
 
-    # --- Sending and receiving ------------------------------------------------------------------------------------------
+    # --- Sending and receiving ----------------------------------------------------------------------------------------
 
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
         wire: Wire = connection.transport
@@ -582,7 +582,7 @@ class Agent:
             lease.connection.drop(exchange, now, "dropped")
             self._after(lease.connection, exchange, now)
 
-    # --- Carrying out what the core asks for ---------------------------------------------------------------------------
+    # --- Carrying out what the core asks for --------------------------------------------------------------------------
 
     def _collect(self) -> _Actions:
         """Drain and place the effects; call with the lock held."""
@@ -624,7 +624,7 @@ class Agent:
             if connection.info is not None and self._core.listening():
                 self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
 
-    # --- Life of the agent ---------------------------------------------------------------------------------------------
+    # --- Life of the agent --------------------------------------------------------------------------------------------
 
     def preconnect(self, origin: str, count: int = 1) -> list[Literal["full", "resumed"]]:
         """

@@ -14,8 +14,8 @@ Theory of operation
   byte of a body lies in h11's buffer.
 - Every head gets an h11 connection of its own, which then reads the chunks if there are any. A new one costs 0.7 us;
   the full cycle of one h11 connection (request, end, head, data, end, `start_next_cycle`) costs 30 us per exchange
-  where this costs 13. h11 lets a server respond from its state IDLE, hence it is told of a request only where it insists
-  on one: before a 1xx.
+  where this costs 13. h11 lets a server respond from its state IDLE, hence it is told of a request only where it
+  insists on one: before a 1xx.
 - h11 takes a bare LF for the end of a line of the head, and any HTTP/d.d for a version. We do not: parsers that differ
   on where a head ends is how responses get smuggled.
 - Bytes beyond a response answer no request of ours. They are dropped and the connection is never used again.

@@ -1,0 +1,1155 @@
+from __future__ import annotations
+
+import asyncio
+import datetime
+import gc
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from OpenSSL import SSL
+from tls_peer import (
+    CLOCK,
+    DAY,
+    NOW,
+    VERSIONS,
+    WALL,
+    Link,
+    Server,
+    Sink,
+    client_context,
+    client_engine,
+    connect,
+    issue,
+    pki,
+    server_context,
+)
+
+from tlsagent._tls import engine as engine_module
+from tlsagent._tls.certificates import PeerCertificate
+from tlsagent._tls.context import secure_context
+from tlsagent._tls.engine import MAX_CONTROL_RECORDS, MAX_SESSIONS, TLSEngine
+from tlsagent._tls.sessions import Session
+from tlsagent.errors import (
+    CertificateError,
+    CertificateNameError,
+    ConnectionLost,
+    HandshakeError,
+    LocalProtocolError,
+    OptionError,
+    RemoteProtocolError,
+)
+
+CUTS = (None, 1, 7)
+each_version = pytest.mark.parametrize("version", VERSIONS)
+each_cut = pytest.mark.parametrize("cut", CUTS)
+
+
+def failed(error, context=None, server=None, **kwargs):
+    """Carry a handshake through that must fail; returns the error and the link."""
+    link = Link(client_engine(context, **kwargs), Server(server or server_context()))
+    with pytest.raises(error) as caught:
+        link.handshake()
+    return caught.value, link
+
+
+def failed_after(error, link):
+    """Whatever the server has to say must fail; returns the error."""
+    with pytest.raises(error) as caught:
+        link.run()
+    return caught.value
+
+
+# --- Handshake ---------------------------------------------------------------------------------------------------
+
+
+@each_cut
+@each_version
+def test_full_handshake(version, cut):
+    """
+    A handshake ends with the facts about it and data flows both ways, however the bytes are cut.
+    """
+    link = connect(server=server_context(version=version, alpn=["http/1.1"]), cut=cut, alpn_protocols=("http/1.1",))
+    facts = link.sink.facts
+
+    assert link.engine.secured
+    assert (facts.protocol_version, facts.alpn_protocol, facts.session_reused) == (version, "http/1.1", False)
+    assert (facts.authorized, facts.authorization_error) == (True, None)
+    assert facts.cipher == link.server.tls.cipher()[0]
+    assert facts.group == "x25519"
+    assert facts.peer_certificate == PeerCertificate(pki().server.der)
+
+    link.engine.write(b"ping")
+    link.server.write(b"pong")
+    link.run()
+    assert link.server.received == b"ping"
+    assert link.sink.data == b"pong"
+
+
+@each_cut
+@each_version
+def test_resumed_handshake(version, cut):
+    """
+    A session resumes the connection, and certificate and chain are those of the full handshake.
+    """
+    server = server_context(pki().behind, version=version)
+    session = connect(server=server).sink.sessions[-1]
+
+    link = connect(server=server, session=session, cut=cut)
+
+    assert link.engine.offered_session
+    assert link.sink.facts.session_reused
+    assert link.server.tls.session_reused
+    assert link.sink.facts.authorized
+    assert link.sink.facts.peer_certificate.der == pki().behind.der
+    chain = [pki().behind.der, pki().intermediate.der]
+    assert [certificate.der for certificate in link.sink.facts.peer_chain] == chain
+
+
+def test_session_of_a_resumed_connection_keeps_the_chain():
+    """
+    A ticket that came on a resumed connection still knows the chain of the full handshake.
+    """
+    server = server_context(pki().behind)
+    first = connect(server=server).sink.sessions[0]
+    second = connect(server=server, session=first).sink.sessions[0]
+
+    link = connect(server=server, session=second)
+
+    assert link.sink.facts.session_reused
+    assert len(link.sink.facts.peer_chain) == 2
+
+
+def test_tls12_session_ids_resume():
+    """
+    A TLS 1.2 server that keeps sessions itself, without tickets, resumes them by their id.
+    """
+    server = server_context(version="TLSv1.2", session_ids=True)
+    session = connect(server=server).sink.sessions[0]
+
+    assert connect(server=server, session=session).sink.facts.session_reused
+
+
+@each_version
+def test_unknown_session_leads_to_a_full_handshake(version):
+    """
+    A server that does not know the session verifies anew, and a now bad certificate fails.
+    """
+    session = connect(server=server_context(version=version)).sink.sessions[0]
+
+    link = connect(server=server_context(version=version), session=session)
+    assert link.engine.offered_session
+    assert not link.sink.facts.session_reused
+
+    bad = server_context(issue("a.test", pki().other_root), version=version)
+    failed(CertificateError, server=bad, session=session)
+
+
+def test_server_name_is_sent():
+    """
+    The server name goes into the ClientHello, and without one there is none.
+    """
+    seen = []
+    server = server_context()
+    server.sni_callback = lambda tls, name, context: seen.append(name)
+
+    connect(server=server, server_name="a.test")
+    connect(server=server, server_name=None)
+
+    assert seen == ["a.test", None]
+
+
+def test_server_name_that_openssl_would_not_send_is_refused():
+    """
+    A server name of more than 255 bytes is refused, where OpenSSL would leave it out without a word.
+    """
+    with pytest.raises(OptionError, match="255"):
+        client_engine(server_name="a" * 256)
+
+
+@each_version
+def test_data_right_behind_the_handshake(version):
+    """
+    Data that arrives in one piece with the end of the handshake is delivered after `secured`.
+    """
+    link = Link(client_engine(), Server(server_context(version=version)))
+    link.engine.start()
+    while not link.server.secured:
+        link.server.receive_data(link.engine.data_to_send())
+        if not link.server.secured:
+            link.feed(link.server.data_to_send())
+    link.server.write(b"at once")
+    link.run()
+
+    assert link.sink.data == b"at once"
+    assert link.sink.news[0] == "secured"
+
+
+# --- ALPN --------------------------------------------------------------------------------------------------------
+
+
+@each_version
+def test_alpn_without_common_ground(version):
+    """
+    A server that ignores the offer leaves the protocol open.
+    """
+    link = connect(server=server_context(version=version), alpn_protocols=("http/1.1",))
+    assert link.sink.facts.alpn_protocol is None
+
+
+class OpenSSLServer(Server):
+    """A server that can do what the standard library's will not."""
+
+    def __init__(self, context):
+        self.tls = SSL.Connection(context, None)
+        self.tls.set_accept_state()
+        self.secured = False
+        self.received = b""
+
+    def receive_data(self, data):
+        self.tls.bio_write(data)
+        try:
+            if not self.secured:
+                self.tls.do_handshake()
+                self.secured = True
+            while True:
+                self.received += self.tls.recv(65_536)
+        except SSL.WantReadError:
+            pass
+
+    def write(self, data):
+        self.tls.send(data)
+
+    def data_to_send(self):
+        try:
+            return self.tls.bio_read(1 << 20)
+        except SSL.WantReadError:
+            return b""
+
+
+def openssl_context(version):
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_max_proto_version(version)
+    context.use_certificate(pki().server.certificate)
+    context.use_privatekey(pki().server.key)
+    return context
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_alpn_reply_that_was_not_offered(version):
+    """
+    A server that chooses a protocol we did not offer is refused, its bytes escaped in the message.
+    """
+    context = openssl_context(version)
+    context.set_alpn_select_callback(lambda connection, protocols: b"ev\nil")
+    link = Link(client_engine(alpn_protocols=("http/1.1",)), OpenSSLServer(context))
+
+    with pytest.raises(HandshakeError) as caught:
+        link.handshake()
+
+    assert "\n" not in str(caught.value)
+    assert not link.engine.secured
+    assert link.sink.news == []
+
+
+def test_renegotiation_is_refused():
+    """
+    A TLS 1.2 server that wants a second handshake gets a refusal; the connection goes on as it was.
+    """
+    link = Link(client_engine(), OpenSSLServer(openssl_context(SSL.TLS1_2_VERSION))).handshake()
+    link.server.tls.renegotiate()
+    link.server.write(b"before")
+    with pytest.raises(SSL.Error, match="no renegotiation"):
+        link.run()
+
+    assert link.sink.news == ["secured", "session"]
+
+
+# --- Verification ------------------------------------------------------------------------------------------------
+
+USAGE = ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+def _bad(name):
+    made = pki()
+    not_a_ca = issue("not a CA", made.root)
+    constrained = issue("constrained", made.root, ca=True, permitted="b.test")
+    return {
+        "CERT_HAS_EXPIRED": lambda: issue("a.test", made.root, start=NOW - 9 * DAY, end=NOW - DAY),
+        "CERT_NOT_YET_VALID": lambda: issue("a.test", made.root, start=NOW + DAY),
+        "DEPTH_ZERO_SELF_SIGNED_CERT": lambda: issue("a.test"),
+        "SELF_SIGNED_CERT_IN_CHAIN": lambda: issue("a.test", made.other_root).sending(made.other_root.certificate),
+        "UNABLE_TO_VERIFY_LEAF_SIGNATURE": lambda: issue("a.test", made.other_root),
+        "missing intermediate": lambda: made.behind.sending(),
+        "UNABLE_TO_GET_ISSUER_CERT_LOCALLY": lambda: _behind(issue("sub", made.other_root, ca=True)),
+        "INVALID_PURPOSE": lambda: issue("a.test", made.root, usage=USAGE),
+        "INVALID_CA": lambda: _behind(not_a_ca),
+        "UNSPECIFIED": lambda: _behind(constrained),
+    }[name]()
+
+
+def _behind(issuer):
+    return issue("a.test", issuer).sending(issuer.certificate)
+
+
+# What Node reports for the same chains.
+BAD = {
+    name: name
+    for name in (
+        "CERT_HAS_EXPIRED",
+        "CERT_NOT_YET_VALID",
+        "DEPTH_ZERO_SELF_SIGNED_CERT",
+        "SELF_SIGNED_CERT_IN_CHAIN",
+        "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+        "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+        "INVALID_PURPOSE",
+        "INVALID_CA",
+        "UNSPECIFIED",
+    )
+} | {"missing intermediate": "UNABLE_TO_VERIFY_LEAF_SIGNATURE"}
+
+
+@pytest.mark.parametrize(("name", "code"), BAD.items())
+def test_bad_chain_is_refused(name, code):
+    """
+    A bad chain fails the handshake with Node's code, and no session is kept.
+    """
+    error, link = failed(CertificateError, server=server_context(_bad(name)))
+
+    assert error.code == code
+    assert error.phase == "handshake"
+    assert link.sink.news == []
+
+
+@pytest.mark.parametrize(("name", "code"), BAD.items())
+@each_version
+def test_bad_chain_without_rejecting(version, name, code):
+    """
+    With reject_unauthorized=False a bad chain is only recorded; the session is handed over and resumes.
+    """
+    lax = client_context(strict=False)
+    server = server_context(_bad(name), version=version)
+
+    link = connect(lax, server, reject_unauthorized=False)
+    assert (link.sink.facts.authorized, link.sink.facts.authorization_error) == (False, code)
+
+    resumed = connect(lax, server, reject_unauthorized=False, session=link.sink.sessions[0])
+    assert resumed.sink.facts.session_reused
+    assert (resumed.sink.facts.authorized, resumed.sink.facts.authorization_error) == (False, code)
+
+
+@each_version
+def test_strict_context_under_a_lax_rule(version):
+    """
+    The rule of the connection counts, not that of the context it was made from.
+    """
+    server = server_context(issue("a.test"), version=version)
+
+    assert not connect(client_context(), server, reject_unauthorized=False).sink.facts.authorized
+    failed(CertificateError, client_context(strict=False), server)
+
+
+@each_version
+def test_session_of_an_unverified_connection_does_not_serve_a_strict_one(version):
+    """
+    The verdict travels with the session: resumed under the strict rule it fails the handshake.
+    """
+    server = server_context(issue("a.test"), version=version)
+    session = connect(server=server, reject_unauthorized=False).sink.sessions[0]
+
+    error, link = failed(CertificateError, server=server, session=session)
+
+    assert error.code == "DEPTH_ZERO_SELF_SIGNED_CERT"
+    assert link.sink.news == []
+
+
+def test_trusted_self_signed_certificate():
+    """
+    A self-signed certificate that is itself among the roots is in order.
+    """
+    own = issue("a.test")
+    context = client_context(ca=pki().anchors(own))
+    assert connect(context, server_context(own)).sink.facts.authorized
+
+
+def test_reversed_chain():
+    """
+    A server that sends its intermediates in the wrong order is verified all the same.
+    """
+    lower = issue("lower", pki().intermediate, ca=True)
+    leaf = issue("a.test", lower).sending(pki().intermediate.certificate, lower.certificate)
+    assert connect(server=server_context(leaf)).sink.facts.authorized
+
+
+def test_no_roots_at_all():
+    """
+    An empty list of roots trusts nobody.
+    """
+    from tlsagent import _material
+
+    context = client_context(ca=_material.trust_anchors([]))
+    error, _ = failed(CertificateError, context)
+    assert error.code == "UNABLE_TO_VERIFY_LEAF_SIGNATURE"
+
+
+def test_anonymous_server():
+    """
+    A server without any certificate, which OpenSSL has no objection to, is not authorized.
+    """
+    ciphers = "AECDH-AES128-SHA:@SECLEVEL=0"
+    server = server_context(version="TLSv1.2", ciphers=ciphers)
+    strict = client_context(ciphers=ciphers, version="TLSv1.2")
+
+    error, _ = failed(CertificateError, strict, server)
+    assert error.code == "UNABLE_TO_GET_ISSUER_CERT"
+
+    facts = connect(strict, server, reject_unauthorized=False).sink.facts
+    assert (facts.authorized, facts.authorization_error) == (False, "UNABLE_TO_GET_ISSUER_CERT")
+    assert facts.peer_certificate is None
+    assert facts.peer_chain == ()
+
+
+@each_version
+def test_name_is_checked_on_resumed_connections(version):
+    """
+    A session of one name does not pass for another: the certificate in it is checked again.
+    """
+    server = server_context(version=version)
+    session = connect(server=server).sink.sessions[0]
+
+    error, link = failed(CertificateNameError, server=server, session=session, verified_name="b.test")
+
+    assert error.code == "ERR_TLS_CERT_ALTNAME_INVALID"
+    assert link.server.tls.session_reused in {True, None}
+    assert link.sink.news == []
+
+
+@each_version
+@pytest.mark.parametrize(
+    ("days", "code"), [(60, "CERT_HAS_EXPIRED"), (-60, "CERT_NOT_YET_VALID")], ids=["expired", "not yet valid"]
+)
+def test_dates_are_checked_on_resumed_connections(version, days, code):
+    """
+    A session does not outlive the certificate: its dates are looked at again, by the wall clock that was given.
+    """
+    server = server_context(version=version)
+    session = connect(server=server).sink.sessions[0]
+    offset = WALL + datetime.timedelta(days=days).total_seconds()
+
+    error, _ = failed(CertificateError, server=server, session=session, wall_offset=offset)
+    assert error.code == code
+
+    link = connect(server=server, session=session, wall_offset=offset, reject_unauthorized=False)
+    assert link.sink.facts.authorization_error == code
+
+
+@each_version
+def test_wrong_name(version):
+    """
+    A certificate for another name fails the handshake; our Finished and client certificate stay with us.
+    """
+    server = server_context(version=version)
+    error, link = failed(CertificateNameError, server=server, verified_name="b.test")
+
+    assert error.__cause__ is None
+    assert "b.test" in str(error)
+    assert "a.test" in str(error)
+    assert link.engine.data_to_send() == b""
+    assert link.sink.news == []
+
+
+@each_version
+def test_wrong_name_without_rejecting(version):
+    """
+    With reject_unauthorized=False a wrong name is only recorded.
+    """
+    facts = connect(
+        server=server_context(version=version), verified_name="b.test", reject_unauthorized=False
+    ).sink.facts
+    assert (facts.authorized, facts.authorization_error) == (False, "ERR_TLS_CERT_ALTNAME_INVALID")
+
+
+class Pinned(Exception):
+    code = "PIN_MISMATCH"
+
+
+def raising(host, certificate):
+    raise Pinned("not the pinned key")
+
+
+def returning(host, certificate):
+    return Pinned("not the pinned key")
+
+
+@each_version
+@pytest.mark.parametrize("hook", [raising, returning])
+def test_hook_that_rejects(hook, version):
+    """
+    What the hook raises or returns is the cause of the error, and lends it its code.
+    """
+    server = server_context(version=version)
+
+    error, link = failed(CertificateNameError, server=server, check_identity=hook)
+    assert type(error.__cause__) is Pinned
+    assert error.code == "PIN_MISMATCH"
+    assert "not the pinned key" in str(error)
+    assert link.sink.news == []
+
+    facts = connect(server=server, check_identity=hook, reject_unauthorized=False).sink.facts
+    assert facts.authorization_error == "PIN_MISMATCH"
+
+
+def test_hook_sees_name_and_certificate_each_time():
+    """
+    The hook is asked on full and on resumed connections alike.
+    """
+    seen = []
+    server = server_context()
+    first = connect(server=server, check_identity=lambda *args: seen.append(args))
+    connect(server=server, check_identity=lambda *args: seen.append(args), session=first.sink.sessions[0])
+
+    assert seen == [("a.test", PeerCertificate(pki().server.der))] * 2
+
+
+def test_hook_is_not_asked_about_a_bad_chain():
+    """
+    The first failure wins: with a bad chain the name no longer matters.
+    """
+    asked = []
+    server = server_context(issue("a.test"))
+    connect(server=server, reject_unauthorized=False, check_identity=lambda *args: asked.append(args))
+    assert asked == []
+
+
+async def _asynchronous(host, certificate):
+    return None
+
+
+@pytest.mark.parametrize("hook", [_asynchronous, lambda host, certificate: False, lambda *_: asyncio.CancelledError()])
+def test_hook_fails_closed(hook):
+    """
+    A hook that nothing awaits, or that answers no in another way than agreed, rejects.
+    """
+    error, _ = failed(CertificateNameError, check_identity=hook)
+    assert error.__cause__ is not None
+
+
+def test_interrupt_in_the_hook_passes_through():
+    """
+    KeyboardInterrupt is not taken for a verdict, and the connection is not secured by it.
+    """
+
+    def interrupted(host, certificate):
+        raise KeyboardInterrupt
+
+    link = Link(client_engine(check_identity=interrupted), Server(server_context()))
+    with pytest.raises(KeyboardInterrupt):
+        link.handshake()
+    assert not link.engine.secured
+    with pytest.raises(LocalProtocolError):
+        link.engine.write(b"secret")
+
+
+# --- Sessions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tickets", [0, 1, 2, 4])
+@each_cut
+def test_every_ticket_is_handed_over(tickets, cut):
+    """
+    Each TLS 1.3 ticket is handed over once, whether they arrive in one read or in pieces, and each resumes.
+    """
+    server = server_context(tickets=tickets)
+    sessions = connect(server=server, cut=cut).sink.sessions
+
+    assert len(sessions) == tickets
+    assert len({session.to_bytes() for session in sessions}) == tickets
+    assert all(connect(server=server, session=session).sink.facts.session_reused for session in sessions)
+
+
+@each_cut
+def test_tickets_together_with_data(cut):
+    """
+    Tickets in the same read as the response, before or behind it, are all found.
+    """
+    link = Link(client_engine(), Server(server_context(tickets=2)), cut=cut)
+    link.engine.start()
+    link.server.receive_data(link.engine.data_to_send())
+    link.feed(link.server.data_to_send())
+    link.engine.write(b"request")
+    link.server.receive_data(link.engine.data_to_send())
+    link.server.write(b"response")
+    link.feed(link.server.data_to_send())
+
+    assert link.server.received == b"request"
+    assert link.sink.data == b"response"
+    assert len(link.sink.sessions) == 2
+
+
+def test_ticket_flood_is_bounded():
+    """
+    A peer that sends tickets without end is cut off, and no more than the cap of them is handed over.
+    """
+    link = Link(client_engine(), Server(server_context(tickets=MAX_SESSIONS + 10))).handshake()
+    assert len(link.sink.sessions) == MAX_SESSIONS
+
+    error, link = failed(RemoteProtocolError, server=server_context(tickets=MAX_CONTROL_RECORDS + 1))
+    assert error.code == "ERR_TLSAGENT_TLS_FLOOD"
+    assert len(link.sink.sessions) == MAX_SESSIONS
+
+
+def test_tls12_session_comes_with_the_handshake():
+    """
+    TLS 1.2 hands its session over right after `secured`; a resumed handshake without a new ticket hands over none.
+    """
+    server = server_context(version="TLSv1.2", session_ids=True)
+    first = connect(server=server)
+    second = connect(server=server, session=first.sink.sessions[0])
+
+    assert first.sink.news == ["secured", "session"]
+    assert second.sink.news == ["secured"]
+
+
+@each_version
+@pytest.mark.parametrize("ending", ["drop", "close", "abort", "eof", "cycle"])
+def test_sessions_survive_their_connection(version, ending):
+    """
+    However a connection ends, also by being dropped, the sessions it gave can be resumed.
+    """
+    server = server_context(version=version)
+    link = connect(server=server)
+    session = link.sink.sessions[-1]
+    if ending == "close":
+        link.engine.close()
+    elif ending == "abort":
+        link.engine.abort()
+    elif ending == "eof":
+        link.engine.receive_eof(CLOCK, link.sink)
+    elif ending == "cycle":
+        link.sink.itself = link
+    del link
+    gc.collect()
+
+    assert connect(server=server, session=session).sink.facts.session_reused
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tls_peer import CLOCK, Sink, client_context, client_engine
+from tlsagent import _material
+from tlsagent._tls.sessions import Session
+
+ca, data = (bytes.fromhex(sys.stdin.readline()) for _ in range(2))
+engine = client_engine(client_context(ca=_material.trust_anchors(ca)), session=Session.from_bytes(data))
+sink = Sink()
+engine.start()
+while True:
+    print(engine.data_to_send().hex(), flush=True)
+    if engine.secured:
+        break
+    engine.receive_data(bytes.fromhex(sys.stdin.readline()), CLOCK, sink)
+print(sink.facts.session_reused, sink.facts.authorized, len(sink.facts.peer_chain))
+"""
+
+
+@each_version
+def test_session_bytes_resume_in_another_process(version):
+    """
+    Exported session bytes resume in a new process, chain and verdict included.
+    """
+    context = server_context(pki().behind, version=version)
+    session = connect(server=context).sink.sessions[0]
+    server = Server(context)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHILD), sys.path[0] if False else _here()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        child.stdin.write(f"{pki().root.cert_pem.hex()}\n{session.to_bytes().hex()}\n")
+        child.stdin.flush()
+        for line in child.stdout:
+            if line.startswith("True"):
+                break
+            server.receive_data(bytes.fromhex(line))
+            child.stdin.write(server.data_to_send().hex() + "\n")
+            child.stdin.flush()
+
+    assert line.split() == ["True", "True", "2"]
+    assert server.tls.session_reused
+
+
+def _here():
+    import pathlib
+
+    return str(pathlib.Path(__file__).parent)
+
+
+def test_session_of_another_version_is_no_harm():
+    """
+    A session of a version that the context does not speak leads to a full handshake.
+    """
+    session = connect(server=server_context(version="TLSv1.2")).sink.sessions[0]
+    link = connect(client_context(version="TLSv1.3"), session=session)
+    assert not link.sink.facts.session_reused
+
+
+# --- The end -----------------------------------------------------------------------------------------------------
+
+
+@each_cut
+@each_version
+def test_close_notify_is_a_clean_end(version, cut):
+    """
+    Data before close_notify is delivered, then a clean end, once; what follows is ignored.
+    """
+    link = connect(server=server_context(version=version), cut=cut)
+    link.server.write(b"last words")
+    link.server.close()
+    link.run()
+    link.engine.receive_data(b"anything", CLOCK, link.sink)
+    link.engine.receive_eof(CLOCK, link.sink)
+
+    assert link.sink.data == b"last words"
+    assert link.sink.ends == [True]
+
+
+@each_version
+def test_eof_is_a_truncation(version):
+    """
+    The end of the transport without close_notify is told as not clean, once.
+    """
+    link = connect(server=server_context(version=version))
+    link.server.write(b"half a")
+    link.run()
+    link.engine.receive_eof(CLOCK, link.sink)
+    link.engine.receive_eof(CLOCK, link.sink)
+
+    assert link.sink.data == b"half a"
+    assert link.sink.ends == [False]
+
+
+def test_record_cut_off_by_eof():
+    """
+    A record that is cut off is never delivered in part.
+    """
+    link = connect()
+    link.server.write(b"x" * 1000)
+    link.feed(link.server.data_to_send()[:-1])
+    link.engine.receive_eof(CLOCK, link.sink)
+
+    assert link.sink.data == b""
+    assert link.sink.ends == [False]
+
+
+@each_version
+def test_close_is_half_a_close(version):
+    """
+    After close the peer reads the end and we still read what it sends; a second close says nothing.
+    """
+    link = connect(server=server_context(version=version))
+    link.engine.close()
+    goodbye = link.engine.data_to_send()
+    link.engine.close()
+    assert goodbye
+    assert link.engine.data_to_send() == b""
+
+    link.server.write(b"late")
+    link.feed(link.server.data_to_send())
+    assert link.sink.data == b"late"
+
+    link.server.receive_data(goodbye)
+    assert link.server.ended
+    with pytest.raises(LocalProtocolError):
+        link.engine.write(b"more")
+
+
+def test_writing_after_the_peer_has_closed():
+    """
+    The peer's close_notify ends its direction only.
+    """
+    link = connect()
+    link.server.write(b"bye")
+    link.server.close()
+    link.run()
+    link.engine.write(b"still here")
+    assert link.engine.data_to_send()
+
+
+def test_abort_delivers_nothing_more():
+    """
+    After abort nothing is delivered, and nothing was added to the output.
+    """
+    link = connect()
+    link.server.write(b"late")
+    link.engine.abort()
+    link.feed(link.server.data_to_send())
+
+    assert link.engine.data_to_send() == b""
+    assert link.sink.data == b""
+    assert link.sink.ends == []
+
+
+def test_close_before_the_handshake_is_complete():
+    """
+    Closing a connection that was never secured says nothing.
+    """
+    engine = client_engine()
+    engine.start()
+    engine.data_to_send()
+    engine.close()
+    assert engine.data_to_send() == b""
+
+
+def test_eof_during_the_handshake():
+    """
+    A server that goes away before the handshake is complete is a lost connection, with Node's code.
+    """
+    engine = client_engine()
+    engine.start()
+    with pytest.raises(ConnectionLost) as caught:
+        engine.receive_eof(CLOCK, Sink())
+    assert caught.value.code == "ECONNRESET"
+    assert caught.value.phase == "handshake"
+
+
+# --- Writing and reading -----------------------------------------------------------------------------------------
+
+
+@each_version
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_all_kinds_of_buffers(version, kind):
+    """
+    Bytes, bytearrays and memoryviews are taken in both directions; empty ones do nothing.
+    """
+    link = connect(server=server_context(version=version))
+    link.engine.write(kind(b"ping"))
+    link.engine.write(kind(b""))
+    link.server.receive_data(link.engine.data_to_send())
+    assert link.server.received == b"ping"
+
+    link.server.write(b"pong")
+    link.engine.receive_data(kind(b""), CLOCK, link.sink)
+    link.engine.receive_data(kind(link.server.data_to_send()), CLOCK, link.sink)
+    assert link.sink.data == b"pong"
+
+
+@each_version
+@pytest.mark.parametrize("size", [1, 16_384, 16_385, 65_536, 1_000_000])
+def test_large_data_both_ways(version, size):
+    """
+    Any amount passes unchanged: several records per read, and more than one scratch buffer holds.
+    """
+    data = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
+    link = connect(server=server_context(version=version))
+    for at in range(0, size, 65_536):
+        link.engine.write(data[at : at + 65_536])
+    link.server.write(data)
+    link.run()
+
+    assert link.server.received == data
+    assert link.sink.data == data
+
+
+def test_records_of_one_read_arrive_as_one_piece():
+    """
+    Small records that came together are handed up together.
+    """
+    link = connect()
+    for number in range(10):
+        link.server.write(b"%d" % number)
+    link.feed(link.server.data_to_send())
+
+    assert link.sink.data == b"0123456789"
+    assert link.sink.pieces == 1
+
+
+def test_scratch_buffers_are_used_again():
+    """
+    Reading and writing in turns needs one scratch buffer, whatever the number of connections.
+    """
+    first, second = connect(), connect()
+    engine_module._free_buffers.clear()
+    for link in (first, second, first):
+        link.server.write(b"x" * 100)
+        link.run()
+        link.server.write(b"x" * 100_000)
+        link.run()
+
+    assert len(engine_module._free_buffers) == 1
+
+
+def test_a_sink_that_raises_loses_nothing():
+    """
+    An error of the sink reaches the caller; the engine goes on.
+    """
+
+    class Broken(Sink):
+        def plaintext_received(self, data, now):
+            raise ZeroDivisionError
+
+    link = connect()
+    link.server.write(b"one")
+    with pytest.raises(ZeroDivisionError):
+        link.engine.receive_data(link.server.data_to_send(), CLOCK, Broken())
+    link.server.write(b"two")
+    link.run()
+    assert link.sink.data == b"two"
+
+
+def test_writing_before_the_handshake():
+    """
+    Nothing can be written before the peer is verified.
+    """
+    engine = client_engine()
+    with pytest.raises(LocalProtocolError, match="not complete"):
+        engine.write(b"early")
+
+
+# --- Errors ------------------------------------------------------------------------------------------------------
+
+
+def test_client_certificate_demanded_tls12():
+    """
+    A TLS 1.2 server that demands a client certificate refuses the handshake.
+    """
+    server = server_context(version="TLSv1.2", client_ca=pki().root)
+    link = Link(client_engine(), Server(server))
+    link.engine.start()
+    with pytest.raises(HandshakeError) as caught:
+        link.run()
+    assert caught.value.alert == "handshake_failure"
+    assert caught.value.code == "ERR_SSL_SSL/TLS_ALERT_HANDSHAKE_FAILURE"
+    assert "cert" in str(caught.value)
+
+
+@each_cut
+def test_client_certificate_demanded_tls13(cut):
+    """
+    A TLS 1.3 server says so after our handshake is complete: still an error of the handshake, before any data.
+    """
+    link = Link(client_engine(), Server(server_context(client_ca=pki().root)), cut=cut)
+    with pytest.raises(HandshakeError) as caught:
+        link.handshake()
+    assert caught.value.alert == "certificate_required"
+    assert caught.value.code == "ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    assert "set cert and key" in str(caught.value)
+    assert link.sink.facts.authorized
+
+
+@each_version
+def test_client_certificate_presented(version):
+    """
+    A client certificate is presented on demand.
+    """
+    link = connect(client_context(client=pki().client), server_context(version=version, client_ca=pki().root))
+    assert link.server.tls.getpeercert(binary_form=True) == pki().client.der
+
+
+def test_client_certificate_of_an_unknown_authority():
+    """
+    A server that does not trust our certificate says which way.
+    """
+    link = Link(
+        client_engine(client_context(client=issue("client", pki().other_root))),
+        Server(server_context(client_ca=pki().root)),
+    )
+    with pytest.raises(HandshakeError) as caught:
+        link.handshake()
+    assert caught.value.alert == "unknown_ca"
+    assert caught.value.code == "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("TLSv1.2", "TLSv1.3"), ("TLSv1.3", "TLSv1.2")])
+def test_version_mismatch(ours, theirs):
+    """
+    Without a common version the server's alert is reported with the range that we allow.
+    """
+    error, _ = failed(HandshakeError, client_context(version=ours), server_context(version=theirs))
+    assert error.alert == "protocol_version"
+    assert error.code == "ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION"
+    assert ours in str(error)
+
+
+def test_server_that_speaks_old_versions_only():
+    """
+    A server that answers with TLS 1.1 is refused, naming its version and our range; it gets an alert.
+    """
+    hello = b"\x02\x00\x00\x26\x03\x02" + bytes(32) + b"\x00\xc0\x13\x00"
+    engine = client_engine()
+    engine.start()
+    engine.data_to_send()
+
+    with pytest.raises(HandshakeError) as caught:
+        engine.receive_data(b"\x16\x03\x02" + len(hello).to_bytes(2, "big") + hello, CLOCK, Sink())
+
+    assert caught.value.code == "ERR_SSL_UNSUPPORTED_PROTOCOL"
+    assert "TLSv1.1" in str(caught.value)
+    assert "TLSv1.2 to TLSv1.3" in str(caught.value)
+    assert engine.data_to_send()[:1] == b"\x15"
+
+
+def test_cipher_mismatch():
+    """
+    Without a common cipher suite the server's alert is reported.
+    """
+    context = client_context(version="TLSv1.2", ciphers="ECDHE-RSA-AES128-GCM-SHA256")
+    error, _ = failed(HandshakeError, context, server_context(version="TLSv1.2"))
+    assert error.alert == "handshake_failure"
+
+
+GARBAGE = [
+    b"HTTP/1.1 400 Bad Request\r\nServer: plain\r\n\r\nYou speak TLS to a plain port\r\n",
+    b"220 mail.example.com ESMTP\r\n",
+    b"\x00" * 64,
+    b"\xff\x00\x1b[31m" * 100,
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+]
+
+
+@pytest.mark.parametrize("cut", [None, 1])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_instead_of_tls(garbage, cut):
+    """
+    Text or random bytes in place of a ServerHello are named as such, bounded and printable.
+    """
+    engine = client_engine()
+    engine.start()
+    engine.data_to_send()
+
+    with pytest.raises(HandshakeError) as caught:
+        size = cut or len(garbage)
+        for at in range(0, len(garbage), size):
+            engine.receive_data(garbage[at : at + size], CLOCK, Sink())
+
+    assert caught.value.code == "ERR_SSL_WRONG_VERSION_NUMBER"
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1200
+
+
+@each_version
+def test_damaged_record(version):
+    """
+    A record that was tampered with is an error; what came before it is delivered first.
+    """
+    link = connect(server=server_context(version=version))
+    link.server.write(b"good")
+    good = link.server.data_to_send()
+    link.server.write(b"evil")
+    evil = bytearray(link.server.data_to_send())
+    evil[-1] ^= 1
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        link.engine.receive_data(good + bytes(evil), CLOCK, link.sink)
+
+    assert link.sink.data == b"good"
+    assert caught.value.code == "ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
+
+
+@each_version
+def test_alert_after_data(version):
+    """
+    A fatal alert on a connection in use is the peer's breach, not a failed handshake.
+    """
+    link = connect(server=server_context(version=version))
+    link.server.write(b"data")
+    link.run()
+    link.server.receive_data(b"\x17\x03\x03\x00\x20" + bytes(32))
+
+    error = failed_after(RemoteProtocolError, link)
+
+    assert error.alert == "bad_record_mac"
+    assert error.code == "ERR_SSL_SSL/TLS_ALERT_BAD_RECORD_MAC"
+
+
+@each_version
+def test_first_error_is_latched(version):
+    """
+    The first error is raised again by every later call, and the alert is still there to be sent.
+    """
+    error, link = failed(CertificateError, server=server_context(issue("a.test"), version=version))
+    engine = link.engine
+
+    for again in (
+        lambda: engine.receive_data(b"more", CLOCK, link.sink),
+        lambda: engine.receive_eof(CLOCK, link.sink),
+        lambda: engine.write(b"data"),
+    ):
+        with pytest.raises(CertificateError) as caught:
+            again()
+        assert caught.value is error
+
+    engine.close()
+    engine.abort()
+    alert = engine.data_to_send()
+    link.server.receive_data(alert)
+    assert "UNKNOWN_CA" in str(link.server.error).upper().replace(" ", "_")
+    assert engine.data_to_send() == b""
+
+
+def test_strange_entries_in_the_error_queue_do_no_harm():
+    """
+    What others left in OpenSSL's error queue of this thread ends in no error of ours.
+    """
+    from tlsagent._tls import binding
+
+    def pollute():
+        binding._lib.d2i_SSL_SESSION(binding._NULL, binding._ffi.new("unsigned char **", source), 4)
+
+    source = binding._ffi.from_buffer("unsigned char[]", b"junk")
+    pollute()
+    link = connect()
+    pollute()
+    link.server.write(b"data")
+    link.run()
+    assert link.sink.data == b"data"
+    binding.clear_errors()
+
+
+def test_nothing_secret_is_printed():
+    """
+    Neither facts nor engines nor sessions show keys or tickets.
+    """
+    link = connect(client_context(client=pki().client))
+    session = link.sink.sessions[0]
+    secrets = (session.to_bytes(), pki().client.key_pem, link.server.tls.cipher()[0].encode() * 9)
+    for thing in (session, link.engine, link.sink.facts, client_context(client=pki().client)):
+        text = repr(thing) + str(thing)
+        assert len(text) < 200
+        assert not any(secret.hex()[:32] in text or repr(secret)[2:34] in text for secret in secrets)
+
+
+def test_engine_holds_no_cycle():
+    """
+    A dropped engine is freed at once: it is big, and its session waits for that.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(thing, TLSEngine) for thing in gc.get_objects())
+        connect()
+        assert sum(isinstance(thing, TLSEngine) for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+def test_default_roots():
+    """
+    Without `ca` certifi's roots are trusted, which do not know our server.
+    """
+    context = secure_context(ca=None, chains=(), keys=(), ciphers=None, min_version=None, max_version=None, strict=True)
+    error, _ = failed(CertificateError, context)
+    assert error.code == "UNABLE_TO_VERIFY_LEAF_SIGNATURE"
+
+
+def test_junk_session_bytes_never_reach_the_engine():
+    """
+    Junk is refused when it is read in, with an error that does not quote it.
+    """
+    with pytest.raises(OptionError) as caught:
+        Session.from_bytes(b"junk-and-secret")
+    assert "secret" not in str(caught.value)
