@@ -292,19 +292,27 @@ class Connection:
         return True
 
     def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
-        """Send a piece of the body; returns False once the exchange has ended and needs no more."""
+        """Send a piece of the body; returns False once the exchange has ended, well or not, and needs no more."""
         if self.exchange is not exchange or self._http is None:
             return False
-        self.write(self._http.send_data(piece), now)
+        try:
+            self.write(self._http.send_data(piece), now)
+        except RequestError as error:
+            self._fail(error, now)
+            return False
         exchange.progressed(now)
         return True
 
     def end_body(self, exchange: Exchange, now: float) -> None:
         """Send the end of the body and the trailers."""
-        if self.exchange is exchange and self._http is not None:
-            self._engine.write(self._http.end_request(exchange.request_trailers or ()))
-            exchange.sent(now)
-            self._settle(exchange, now)
+        if self.exchange is not exchange or self._http is None:
+            return
+        try:
+            self.write(self._http.end_request(exchange.request_trailers or ()), now)
+        except RequestError as error:
+            self._fail(error, now)
+            return
+        exchange.sent(now)
 
     def drop(self, exchange: Exchange, now: float, reason: str) -> None:
         """Give up an exchange whose response nobody wants any more; an HTTP/1.1 connection cannot outlive that."""

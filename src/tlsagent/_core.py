@@ -208,7 +208,7 @@ class AgentCore:
             exchange.why_not_reused = None
             if self._listeners or exchange.trace:
                 self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
-        else:
+        elif connection.info.opened_at >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
         complete: bool = connection.start(exchange, now)
         return complete
@@ -348,9 +348,8 @@ class AgentCore:
 
     @property
     def busy(self) -> bool:
-        """Whether any connection carries a request or is being made."""
-        counts = self.pool.counts()
-        return bool(counts.active or counts.dialling)
+        """Whether any connection carries a request."""
+        return self.pool.counts().active > 0
 
     def living(self) -> list[Connection]:
         """Return all connections that are not closed, idle, active or in their handshake."""

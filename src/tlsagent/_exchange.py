@@ -298,7 +298,8 @@ class Exchange:
             if self.max_size is not None and self.held > self.max_size:
                 self.fail(_too_large(self.max_size), self.now)
                 return
-        elif self.held > HIGH_WATER:
+        elif self.held > HIGH_WATER and self.sent_at is not None:
+            # Not while the request is being sent: a server that writes before it has read all would wait for us, and we for it.
             self.paused = True
             self.deadline = self.total_at
             return

@@ -6,6 +6,7 @@ The server is the standard library's `ssl` over two memory BIOs, an OpenSSL of i
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
@@ -167,10 +168,8 @@ class Server:
 
     def close(self):
         """Send close_notify."""
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
-        except ssl.SSLWantReadError:
-            pass
 
     def data_to_send(self):
         return self._out.read()

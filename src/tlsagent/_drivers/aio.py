@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import math
 import time
@@ -167,9 +168,13 @@ class _Protocol(asyncio.BufferedProtocol):
         if transport.is_closing():
             return
         self.flush()
+        self.resume_writing()
         transport.close()
         if transport.get_write_buffer_size():
-            self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
+            if connection.error is not None:
+                transport.abort()
+            else:
+                self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
 
 
 class AsyncStreamResponse(ResponseFacts):
@@ -226,11 +231,11 @@ class AsyncStreamResponse(ResponseFacts):
 class _Streaming:
     """The context manager of `AsyncAgent.stream`."""
 
-    def __init__(self, opening: Coroutine[Any, Any, AsyncStreamResponse]) -> None:
-        self._opening = opening
+    def __init__(self, open_stream: Callable[[], Coroutine[Any, Any, AsyncStreamResponse]]) -> None:
+        self._open_stream = open_stream
 
     async def __aenter__(self) -> AsyncStreamResponse:
-        response = self._response = await self._opening
+        response = self._response = await self._open_stream()
         return response
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -344,7 +349,8 @@ class AsyncAgent:
     ) -> AbstractAsyncContextManager[AsyncStreamResponse]:
         """`open_stream` as a context manager, which closes the response."""
         return _Streaming(
-            self.open_stream(
+            functools.partial(
+                self.open_stream,
                 method,
                 url,
                 headers=headers,
@@ -448,11 +454,7 @@ class AsyncAgent:
 
     async def _send_piece(self, exchange: Exchange, protocol: _Protocol, piece: bytes | memoryview) -> bool:
         now = self._clock()
-        try:
-            if not protocol.connection.send_body(exchange, piece, now):
-                return False
-        except RequestError as error:
-            protocol.connection.fail(error, now, "error")
+        if not protocol.connection.send_body(exchange, piece, now):
             protocol.advance(now)
             return False
         protocol.flush()
@@ -833,12 +835,10 @@ class AsyncAgent:
         Take no more requests, refuse the waiting ones, let the active ones finish for up to `drain` seconds, close
         everything. Idempotent.
         """
-        if self._loop is None or self._closed:
-            self._closed = True
-            self._core.pool.close(self._clock())
+        if self._loop is None:
+            self.destroy()
             return
-        self._core.pool.close(self._clock())
-        self._carry_out(self._clock())
+        self._refuse()
         if self._core.busy:
             self._quiet = asyncio.Event()
             try:
@@ -852,14 +852,12 @@ class AsyncAgent:
 
     def destroy(self) -> None:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
-        self._closed = True
-        now = self._clock()
-        self._core.pool.close(now)
         if self._loop is None or self._loop.is_closed():
+            self._closed = True
+            self._core.pool.close(self._clock())
             return
-        self._carry_out(now)
-        for task in self._dialling:
-            task.cancel()
+        self._refuse()
+        now = self._clock()
         for connection in self._core.living():
             if connection.info is not None:
                 connection.fail(closed_error(), now, "agent_closed")
@@ -868,6 +866,15 @@ class AsyncAgent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at = None, math.inf
+
+    def _refuse(self) -> None:
+        """Take no more requests, refuse those that wait, close what is idle or not yet open."""
+        self._closed = True
+        now = self._clock()
+        self._core.pool.close(now)
+        self._carry_out(now)
+        for task in self._dialling:
+            task.cancel()
 
     async def __aenter__(self) -> Self:
         return self

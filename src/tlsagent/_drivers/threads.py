@@ -194,6 +194,7 @@ class Agent:
         self._wake_ups: deque[_WakeUp] = deque()
         self._quiet = threading.Event()
         self._closed = False
+        self._destroyed = False
 
     @property
     def options(self) -> AgentOptions:
@@ -493,21 +494,14 @@ class Agent:
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
         wire: Wire = connection.transport
         for piece in body.pieces():
-            try:
-                if not connection.send_body(exchange, piece, time.monotonic()):
-                    return
-            except RequestError as error:
-                self._fail(exchange, connection, error)
+            if not connection.send_body(exchange, piece, time.monotonic()):
+                self._after(connection, exchange, time.monotonic())
                 return
             while not wire.flush(connection, time.monotonic()):
                 self._turn(connection, exchange)
                 if exchange.lease is None:
                     return
-        try:
-            connection.end_body(exchange, time.monotonic())
-        except RequestError as error:
-            self._fail(exchange, connection, error)
-            return
+        connection.end_body(exchange, time.monotonic())
         wire.flush(connection, time.monotonic())
         self._after(connection, exchange, time.monotonic())
 
@@ -540,7 +534,7 @@ class Agent:
             self._core.keep_sessions(connection, exchange)
         if connection.ended is None and connection.dead is None:
             return
-        if self._closed and connection.dead is not None and exchange.error is not None:
+        if self._destroyed and exchange.error is not None:
             exchange.error = closed_error()
         freed = connection.ended is not None and connection.dead is None
         with self._lock:
@@ -550,11 +544,6 @@ class Agent:
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         if actions is not None:
             self._do(actions)
-
-    def _fail(self, exchange: Exchange, connection: Connection, error: RequestError) -> None:
-        now = time.monotonic()
-        connection.fail(error, now, "error")
-        self._after(connection, exchange, now)
 
     def _borrow(self) -> memoryview:
         try:
@@ -736,6 +725,7 @@ class Agent:
 
     def destroy(self) -> None:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
+        self._destroyed = True
         self._shut_pool()
         for connection in self._core.living():
             if connection.transport is not None:

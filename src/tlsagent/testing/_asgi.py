@@ -64,6 +64,7 @@ class Cycle:
         "_gone",
         "_held",
         "_pieces",
+        "_request_trailers",
         "_responder",
         "_started",
         "_trailers",
@@ -76,6 +77,7 @@ class Cycle:
         self._held = 0  # bytes in `_pieces`
         self._ended = False  # the request's body has been received
         self._given = False  # the application has been told of its end
+        self._request_trailers: list[tuple[bytes, bytes]] = []
         self._gone = False  # the peer has left
         self._started = False
         self._trailers: list[tuple[bytes, bytes]] | None = None  # a list once the application announced them
@@ -105,8 +107,9 @@ class Cycle:
             self._responder.hold_body(True)
         self._wake()
 
-    def body_ended(self) -> None:
+    def body_ended(self, trailers: Headers) -> None:
         self._ended = True
+        self._request_trailers += trailers
         self._wake()
 
     def peer_left(self) -> None:
@@ -137,7 +140,10 @@ class Cycle:
         data = b"".join(self._pieces)
         self._given = self._ended
         self._let_go()
-        return {"type": "http.request", "body": data, "more_body": not self._ended}
+        message: Message = {"type": "http.request", "body": data, "more_body": not self._ended}
+        if self._request_trailers:
+            message["trailers"] = self._request_trailers  # ours; ASGI has no place for them
+        return message
 
     def _let_go(self) -> None:
         self._pieces.clear()

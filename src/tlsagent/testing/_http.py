@@ -8,7 +8,7 @@ write.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -19,6 +19,7 @@ from tlsagent.testing.records import ConnectionEntry, Ledger, RequestEntry
 
 _MAX_HEAD: Final = 65_536
 _BODYLESS: Final = frozenset({204, 304})
+_STILL_SENDING: Final = frozenset({h11.SEND_BODY, h11.ERROR})
 
 
 class Link(Protocol):
@@ -34,11 +35,20 @@ class Link(Protocol):
     def hold_reading(self, held: bool) -> None:
         """Stop or resume reading from the socket."""
 
-    def close(self) -> None:
-        """End the connection in order, once what was written is out."""
+    def close(self, *, linger: bool = False) -> None:
+        """
+        End the connection in order, once what was written is out.
+
+        Args:
+            linger: The peer is still sending. Read on for a moment: closing now would reset the connection, and the
+                reset could overtake the response (RFC 9112 9.6).
+        """
 
     def abort(self) -> None:
         """End the connection as a crash would."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as a task that ends with the server."""
 
     async def drain(self) -> None:
         """Wait until the socket takes more."""
@@ -57,14 +67,14 @@ class HTTPFloor(Protocol):
 class H1Floor:
     """`HTTPFloor` for HTTP/1.1 and 1.0, and the `Responder` of its one cycle at a time."""
 
-    __slots__ = ("_app", "_cycle", "_head", "_head_only", "_http", "_link", "_request", "_served", "_task")
+    __slots__ = ("_app", "_cycle", "_head", "_head_only", "_http", "_link", "_request", "_running", "_served")
 
     def __init__(self, link: Link, app: Application) -> None:
         self._link = link
         self._app = app
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
         self._cycle: Cycle | None = None
-        self._task: asyncio.Task[None] | None = None  # the loop holds tasks weakly
+        self._running = False  # the application has not returned from the cycle
         self._request: RequestEntry | None = None
         self._head = b""  # a response head that waits for the first piece of its body
         self._head_only = False  # the response has no body whatever the application sends
@@ -102,8 +112,8 @@ class H1Floor:
         self._served += 1
         self._head_only = event.method == b"HEAD"
         self._cycle = Cycle(self)
-        scope = self._scope(event)
-        self._task = asyncio.get_running_loop().create_task(self._cycle.run(self._app, scope))
+        self._running = True
+        self._link.spawn(self._cycle.run(self._app, self._scope(event)))
 
     def _scope(self, event: h11.Request) -> Scope:
         target = event.target
@@ -132,14 +142,15 @@ class H1Floor:
         assert self._request is not None
         assert self._cycle is not None
         self._link.ledger.request_ended(self._request, event.headers.raw_items())
-        self._cycle.body_ended()
+        self._cycle.body_ended(event.headers)
         self._next_cycle()
 
     def _refuse(self, status: int) -> None:
+        self.peer_left()  # for the application, if it is still at work
         if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self.start_response(status, [(b"content-length", b"0"), (b"connection", b"close")])
             self.send_body(b"", more=False)
-        self._link.close()
+        self._close()
 
     def peer_left(self) -> None:
         if self._cycle is not None:
@@ -173,7 +184,10 @@ class H1Floor:
 
     def _response_ended(self) -> None:
         if self._http.our_state is h11.MUST_CLOSE:
-            self._link.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._link.close(linger=self._http.their_state in _STILL_SENDING)
 
     def want_body(self) -> None:
         if self._http.they_are_waiting_for_100_continue:
@@ -194,11 +208,12 @@ class H1Floor:
         await self._link.drain()
 
     def finished(self) -> None:
-        self._cycle = self._task = None
+        self._running = False
         self._next_cycle()
 
     def _next_cycle(self) -> None:
         # Both halves done and the application returned: what h11 has kept back of a pipelined request may go on.
-        if self._cycle is None and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+        if not self._running and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._cycle = None
             self._http.start_next_cycle()
             self._advance()

@@ -24,7 +24,17 @@ RequestCert = Literal[False, True, "demand"]
 
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _UNDERSTOOD: Final = frozenset(
-    {"alpn_protocols", "ca", "cert", "ciphers", "key", "max_version", "min_version", "passphrase", "reject_unauthorized"}
+    {
+        "alpn_protocols",
+        "ca",
+        "cert",
+        "ciphers",
+        "key",
+        "max_version",
+        "min_version",
+        "passphrase",
+        "reject_unauthorized",
+    }
 )
 
 

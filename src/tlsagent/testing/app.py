@@ -71,8 +71,10 @@ async def _body(send: Send, data: bytes, *, more: bool = False) -> None:
 
 
 async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    length = (b"content-length", b"%d" % len(body))
-    await _start(send, status, *(headers or (_TEXT,)), length)
+    fields = headers or (_TEXT,)
+    if status not in {204, 304}:  # RFC 9110 8.6
+        fields += ((b"content-length", b"%d" % len(body)),)
+    await _start(send, status, *fields)
     await _body(send, body)
 
 
@@ -97,14 +99,16 @@ async def _bytes(_scope: Scope, _receive: Receive, send: Send, argument: str) ->
 
 async def _echo(scope: Scope, receive: Receive, send: Send, _argument: str) -> None:
     request = dict(scope["headers"])
-    await _start(send, 200, (b"content-type", request.get(b"content-type", _BINARY[1])))
-    more = True
-    while more:
+    message = await receive()  # first of all: a client may be waiting for 100 (Continue)
+    content_type = (b"content-type", request.get(b"content-type", _BINARY[1]))
+    await _start(send, 200, content_type, trailers=b"trailer" in request)
+    while message["type"] == "http.request":
+        await _body(send, message["body"], more=message["more_body"])
+        if not message["more_body"]:
+            break
         message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        more = message["more_body"]
-        await _body(send, message["body"], more=more)
+    if b"trailer" in request:
+        await send({"type": "http.response.trailers", "headers": message.get("trailers", [])})
 
 
 async def _delay(_scope: Scope, _receive: Receive, send: Send, argument: str) -> None:
