@@ -124,6 +124,12 @@ def _count_or_zero(name: str, value: object) -> int | None:
     return _count(name, value, least=0)
 
 
+def _bounded(name: str, value: object) -> int | None:
+    if value is None:
+        raise _wrong_type(name, "a whole number", value)
+    return _count(name, value, least=0)
+
+
 def _one_of(*allowed: str) -> Rule:
     def rule(name: str, value: Any) -> Any:
         if value not in allowed:
@@ -302,7 +308,7 @@ _AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_free_sockets": _count_or_zero,
     "scheduling": _one_of("lifo", "fifo"),
     "free_socket_timeout": _duration,
-    "max_cached_sessions": _count_or_zero,
+    "max_cached_sessions": _bounded,
     "session_store": _store,
     "retry": _boolean,
     "http1_engine": _one_of("auto", "h11"),
@@ -635,7 +641,8 @@ class AgentOptions(ConnectionOptions):
         super(AgentOptions, self)._check_combinations()
         if self.socket is not UNSET and self.socket is not None:
             raise OptionError("socket serves one connection: give it to a request or to connect(), not to an agent")
-        if self.session_store and self.max_cached_sessions not in (UNSET, _DEFAULT_CACHED_SESSIONS):
+        own_store = self.session_store is not UNSET and self.session_store is not None
+        if own_store and self.max_cached_sessions not in (UNSET, _DEFAULT_CACHED_SESSIONS):
             raise OptionError(
                 "max_cached_sessions sizes the built-in store: it would have no effect beside session_store"
             )

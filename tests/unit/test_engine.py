@@ -596,6 +596,17 @@ def test_ticket_flood_is_bounded():
     assert len(link.sink.sessions) == MAX_SESSIONS
 
 
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_lifetime_is_what_the_server_says(version):
+    """
+    A server may give its tickets more than the two hours that are OpenSSL's own default.
+    """
+    context = openssl_context(version)
+    context.set_timeout(86_400)
+    session = Link(client_engine(), OpenSSLServer(context)).handshake().sink.sessions[0]
+    assert session.expires_at == pytest.approx(CLOCK + WALL + 86_400, abs=60)
+
+
 def test_tls12_session_comes_with_the_handshake():
     """
     TLS 1.2 hands its session over right after `secured`; a resumed handshake without a new ticket hands over none.
@@ -915,6 +926,15 @@ def test_client_certificate_demanded_tls12():
     assert caught.value.alert == "handshake_failure"
     assert caught.value.code == "ERR_SSL_SSL/TLS_ALERT_HANDSHAKE_FAILURE"
     assert "cert" in str(caught.value)
+
+
+def test_alert_on_a_connection_that_rejects_nothing():
+    """
+    With reject_unauthorized=False a bad chain is not taken for the cause of a handshake that the server refused.
+    """
+    server = server_context(issue("a.test"), version="TLSv1.2", client_ca=pki().root)
+    error, _ = failed(HandshakeError, server=server, reject_unauthorized=False)
+    assert (type(error), error.alert) == (HandshakeError, "handshake_failure")
 
 
 @each_cut

@@ -20,10 +20,10 @@ from tlsagent.errors import ConnectionLost, RemoteProtocolError
 
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors" / "h1-llhttp.json"
 
-# Where h11 decides otherwise than the vector asks. All are of level "strict": two good parsers differ on them. None lets
-# bytes pass for the answer to a later request.
+# Where h11 decides otherwise than the vector asks. All are of level "strict": two good parsers differ on them. None
+# lets bytes pass for the answer to a later request.
 DISAGREEMENTS = {
-    "llhttp::connection::http-100-first-then-400": "an empty line before a status line: h11 refuses, llhttp skips it",
+    "llhttp::connection::http-100-first-then-400": "h11 refuses an empty line before a status line",
     "llhttp::transfer-encoding::trailing-space-on-chunked-body": "h11 allows blanks after a chunk size",
     "llhttp::transfer-encoding::no-extension-after-semicolon": "h11 does not look into extensions",
 }

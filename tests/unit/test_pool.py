@@ -748,10 +748,10 @@ def test_preconnected_connection_lies_idle_unused():
     """An attempt without a ticket goes idle; its first request is not a reuse."""
     pool = Pool[str]()
 
-    assert pool.preconnect(A, 0.0)
-    [connect] = pool.effects()
-    assert connect.attempt.cause is None
-    pool.connected(connect.attempt, "c", 1.0)
+    attempt = pool.preconnect(A, 0.0)
+    assert pool.effects() == [Connect(A, attempt)]
+    assert attempt.cause is None
+    pool.connected(attempt, "c", 1.0)
 
     held = pool.acquire(A, 2.0)
     assert (held.connection, held.reused, held.from_idle) == ("c", False, True)
@@ -763,7 +763,7 @@ def test_preconnect_closes_nothing_to_make_room(limit):
     pool = Pool[str](**{limit: 1})
     idle(pool, "c")
 
-    assert not pool.preconnect(A, 1.0)
+    assert pool.preconnect(A, 1.0) is None
     assert pool.effects() == []
 
 
@@ -898,6 +898,18 @@ def test_forgotten_key_and_connection_are_let_go():
         assert [ref() for ref in gone] == [None, None, None]
     finally:
         gc.enable()
+
+
+def test_pool_tells_whether_it_has_effects():
+    """A driver can see that there is nothing to do without draining anything."""
+    pool = Pool[str]()
+    assert not pool.has_effects
+
+    pool.acquire(A, 0.0)
+
+    assert pool.has_effects
+    pool.effects()
+    assert not pool.has_effects
 
 
 def test_effects_are_equal_if_they_ask_for_the_same():

@@ -159,8 +159,9 @@ class H11Engine:
         if reading is _Reading.UNTIL_EOF and clean:
             self._end(sink)
         elif reading not in (_Reading.IDLE, _Reading.DONE, _Reading.BROKEN):
+            lost = ConnectionLost(f"the server closed the connection {self._whereabouts()}")
             self._reading = _Reading.BROKEN
-            raise ConnectionLost(f"the server closed the connection {self._whereabouts()}")
+            raise lost
 
     def _whereabouts(self) -> str:
         if self._reading is _Reading.LENGTH:

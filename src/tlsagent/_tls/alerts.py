@@ -21,7 +21,7 @@ class Offer(NamedTuple):
 
 
 def last_fault() -> Fault:
-    """Empty the error queue and return the cause: its newest entry, since older ones may be of others in this thread."""
+    """Empty the error queue and return the cause: the newest entry, as older ones may be of others in this thread."""
     # OpenSSL's record layer says what is wrong, and then that something is wrong.
     faults = [fault for fault in take_faults() if fault.reason != "record layer failure"]
     return faults[-1] if faults else Fault(0, "OpenSSL gave no reason")

@@ -13,6 +13,7 @@ from tlsagent.testing._hello import ClientHello
 from tlsagent.testing.app import app
 from tlsagent.testing.authority import Authority, Credentials, default_authority
 from tlsagent.testing.records import ConnectionRecord, RequestRecord, ServerStats
+from tlsagent.testing.scripted import PeerGone, RawPeer, RawServer
 from tlsagent.testing.server import AsyncServer, Server
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "ClientHello",
     "ConnectionRecord",
     "Credentials",
+    "PeerGone",
+    "RawPeer",
+    "RawServer",
     "RequestRecord",
     "Server",
     "ServerStats",

@@ -1,9 +1,9 @@
 """
 One request and its response as an ASGI 3 application sees them (scope "http", extension http.response.trailers).
 
-A `Cycle` knows no HTTP version: it turns the application's messages into calls of a `Responder`, which the HTTP floor of
-the connection provides, and queues what that floor received. One cycle runs in one task, so a floor with many streams
-needs nothing else.
+A `Cycle` knows no HTTP version: it turns the application's messages into calls of a `Responder`, which the HTTP floor
+of the connection provides, and queues what that floor received. One cycle runs in one task, so a floor with many
+streams needs nothing else.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Cycle:
             await app(scope, self._receive, self._send)
             if not self._complete and not self._gone:
                 logger.error("the application returned before its response to %s was complete", scope["path"])
-        except Exception:  # noqa: BLE001 - the application may raise anything; the server lives on
+        except Exception:
             logger.exception("the application failed on %s", scope["path"])
         if not self._complete and not self._gone:
             self._responder.fail()

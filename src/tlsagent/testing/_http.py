@@ -8,14 +8,16 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 import h11
 
 from tlsagent.testing._asgi import Application, Cycle, Headers, Scope
 from tlsagent.testing.records import ConnectionEntry, Ledger, RequestEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 _MAX_HEAD: Final = 65_536
 _BODYLESS: Final = frozenset({204, 304})

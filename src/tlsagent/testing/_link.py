@@ -1,8 +1,8 @@
 """
 One TCP connection of the server: the asyncio end of the stack of floors.
 
-It moves bytes between the transport, the TLS floor and the HTTP floor, tells the ledger what happened, and knows the ways
-of ending a connection: in order, by a bare FIN, by a reset.
+It moves bytes between the transport, the TLS floor and the HTTP floor, tells the ledger what happened, and knows the
+ways of ending a connection: in order, by a bare FIN, by a reset.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import contextlib
 import socket
 import struct
 import sys
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from tlsagent.testing._hello import ClientHello
 from tlsagent.testing._http import H1Floor, HTTPFloor
 from tlsagent.testing._tls import ALERT_HANDSHAKE_FAILURE, TLSFailure, TLSFloor
-from tlsagent.testing.records import ClosedBy
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from tlsagent.testing._asgi import Scope
+    from tlsagent.testing.records import ClosedBy
     from tlsagent.testing.server import AsyncServer
 
 How = Literal["close_notify", "eof", "reset"]
@@ -40,8 +41,8 @@ class ServerConnection(asyncio.BufferedProtocol):
     """
     The `Link` under the HTTP floor.
 
-    A BufferedProtocol, since a Protocol costs a fresh 256 KiB buffer per read. The buffer is shared by all connections of
-    the server: data is consumed before the loop turns to the next one.
+    A BufferedProtocol, since a Protocol costs a fresh 256 KiB buffer per read. The buffer is shared by all connections
+    of the server: data is consumed before the loop turns to the next one.
     """
 
     def __init__(self, server: AsyncServer, tls: TLSFloor) -> None:

@@ -9,6 +9,7 @@ are numbered (RFC 8446 5.3).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import ssl
@@ -92,7 +93,7 @@ class TLSFloor(Protocol):
         """Append close_notify, if the handshake is done."""
 
 
-# --- Contexts ----------------------------------------------------------------------------------------------------------
+# --- Contexts ---------------------------------------------------------------------------------------------------------
 
 
 def make_context(settings: ServerSettings) -> ssl.SSLContext:
@@ -145,7 +146,7 @@ def _version(name: str) -> ssl.TLSVersion:
     return ssl.TLSVersion[name.replace(".", "_")]
 
 
-# --- The floor ---------------------------------------------------------------------------------------------------------
+# --- The floor --------------------------------------------------------------------------------------------------------
 
 
 class StdlibTLS:
@@ -219,10 +220,8 @@ class StdlibTLS:
     def close(self) -> None:
         if self.facts is None:
             return
-        try:
+        with contextlib.suppress(ssl.SSLError):  # ours is written; unwrap() would like to see the peer's as well
             self._ssl.unwrap()
-        except ssl.SSLError:
-            pass  # ours is written; unwrap() would like to see the peer's as well
 
 
 class _Stall:

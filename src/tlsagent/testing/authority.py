@@ -1,10 +1,10 @@
 """
 Throw-away certificates for tests and demos, over trustme.
 
-An `Authority` is a certificate authority that lives in memory and that nobody trusts unless told to. It decides what the
-certificates say (names, dates, purpose, chain); who presents them is decided by the server or client that is given the
-`Credentials`. Keys are P-256 unless asked otherwise, because making one takes microseconds; `default_authority()` is
-made once per process.
+An `Authority` is a certificate authority that lives in memory and that nobody trusts unless told to. It decides what
+the certificates say (names, dates, purpose, chain); who presents them is decided by the server or client that is given
+the `Credentials`. Keys are P-256 unless asked otherwise, because making one takes microseconds; `default_authority()`
+is made once per process.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Authority:
 
 
 def _dates(expired: bool, not_yet_valid: bool) -> dict[str, datetime.datetime]:
-    today = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None, microsecond=0)
+    today = datetime.datetime.now(datetime.UTC).replace(tzinfo=None, microsecond=0)
     if expired and not_yet_valid:
         raise ValueError("a certificate cannot be expired and not yet valid at once")
     if expired:

@@ -1,8 +1,9 @@
 """
 What the server saw: the tests' evidence from the other side of the wire.
 
-The `Ledger` is written by the server's loop and read from any thread. Readers get frozen copies, so a record in hand never
-changes; totals are exact for ever, while the connections and the requests per connection that are kept are bounded.
+The `Ledger` is written by the server's loop and read from any thread. Readers get frozen copies, so a record in hand
+never changes; totals are exact for ever, while the connections and the requests per connection that are kept are
+bounded.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ An HTTPS server to embed: for the demo, this project's tests and yours.
         assert server.stats.handshakes_full == 1
 
 `AsyncServer` lives in the caller's loop, `Server` in a daemon thread with a loop of its own; both present a throw-away
-certificate that `server.ca_pem` vouches for, serve an ASGI 3 application (the demo routes by default) and keep records of
-what they saw. Faults are settings: a server that stalls in the handshake, that drops connections without close_notify,
-that forgets its tickets. For a peer that breaks HTTP itself, byte by byte, see `RawServer`.
+certificate that `server.ca_pem` vouches for, serve an ASGI 3 application (the demo routes by default) and keep records
+of what they saw. Faults are settings: a server that stalls in the handshake, that drops connections without
+close_notify, that forgets its tickets. For a peer that breaks HTTP itself, byte by byte, see `RawServer`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from types import TracebackType
-from typing import Any, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from tlsagent._options import ConnectionOptions
-from tlsagent.testing._asgi import Application
 from tlsagent.testing._link import How, ServerConnection
 from tlsagent.testing._listen import DEFAULT_NAMES, listen, url_of
 from tlsagent.testing._settings import ServerSettings, SettingsDict, settings_of_options
@@ -33,6 +29,13 @@ from tlsagent.testing._tls import StdlibTLS, make_context
 from tlsagent.testing.app import app as demo
 from tlsagent.testing.authority import Authority, default_authority, default_credentials
 from tlsagent.testing.records import ConnectionRecord, Ledger, ServerStats
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from types import TracebackType
+
+    from tlsagent.testing._asgi import Application
 
 T = TypeVar("T")
 Options = ConnectionOptions | Mapping[str, Any]
@@ -159,7 +162,12 @@ class AsyncServer:
         """Records of the latest connections, oldest first, open ones included."""
         return self.ledger.snapshot()
 
-    async def wait_for(self, condition: Callable[[AsyncServer], object], *, timeout: float = 5.0) -> bool:
+    async def wait_for(
+        self,
+        condition: Callable[[AsyncServer], object],
+        *,
+        timeout: float = 5.0,  # noqa: ASYNC109 - a condition that never holds is an answer here, not an error
+    ) -> bool:
         """
         Wait until `condition(server)` is true; it is asked again after every event. False if it never was.
 
@@ -342,5 +350,5 @@ class Server:
         self._in_loop(lambda: self._inner.reconfigure(**settings))
 
     def close_connections(self, how: How | None = None) -> None:
-        """End all open connections: by "close_notify", "eof" (a FIN without it) or "reset"; by default as settings say."""
+        """End all open connections: "close_notify", "eof" (a FIN without it), "reset"; None: what the settings say."""
         self._in_loop(lambda: self._inner.close_connections(how))

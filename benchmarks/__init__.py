@@ -1,0 +1,3 @@
+"""
+What an agent costs, measured. Run from the root of the checkout, as `python -m benchmarks.http1_warm`.
+"""

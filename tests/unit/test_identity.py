@@ -1,0 +1,205 @@
+"""Identity: who may share a connection or a session with whom."""
+
+import pytest
+import trustme
+
+from tlsagent import AgentOptions, ConnectionOptions, create_secure_context
+from tlsagent._identity import parse_authority, plan_for
+from tlsagent._secure_context import context_for
+from tlsagent.errors import LocalProtocolError, OptionError
+
+CA = trustme.CA()
+OTHER_CA = trustme.CA()
+LEAF = CA.issue_cert("client")
+OTHER_LEAF = CA.issue_cert("other-client")
+
+
+def pems(leaf):
+    return {"cert": leaf.cert_chain_pems[0].bytes(), "key": leaf.private_key_pem.bytes()}
+
+
+def key_of(options=None, authority="a.test", agent=None):
+    said = ConnectionOptions(**(options or {})).merged_over(AgentOptions(**(agent or {})))
+    return plan_for(parse_authority(authority), said, context_for).key
+
+
+def always(_hostname, _certificate):
+    return None
+
+
+class Pinned:
+    """A hook compared by value."""
+
+    def __init__(self, pin):
+        self.pin = pin
+
+    def __eq__(self, other):
+        return isinstance(other, Pinned) and self.pin == other.pin
+
+    def __hash__(self):
+        return hash(self.pin)
+
+    def __call__(self, _hostname, _certificate):
+        return None
+
+
+IN_THE_KEY = [
+    {"alpn_protocols": []},
+    {"ca": CA.cert_pem.bytes()},
+    {"ca": OTHER_CA.cert_pem.bytes()},
+    pems(LEAF),
+    pems(OTHER_LEAF),
+    {"check_server_identity": always},
+    {"check_server_identity": Pinned(1)},
+    {"check_server_identity": Pinned(2)},
+    {"ciphers": "ECDHE-RSA-AES128-GCM-SHA256"},
+    {"host": "127.0.0.1"},
+    {"lookup": lambda host, family: ["127.0.0.1"]},
+    {"lookup": lambda host, family: ["127.0.0.1"]},
+    {"max_version": "TLSv1.2"},
+    {"min_version": "TLSv1.3"},
+    {"path": "/tmp/socket"},
+    {"port": 8443},
+    {"reject_unauthorized": False},
+    {"secure_context": create_secure_context()},
+    {"secure_context": create_secure_context(ca=CA.cert_pem.bytes())},
+    {"servername": "b.test"},
+    {"servername": ""},
+]
+
+
+def test_every_option_in_the_key_makes_a_key_of_its_own():
+    """
+    No two of the option sets that differ in trust, name, offer or route share a key.
+    """
+    keys = [key_of(), *map(key_of, IN_THE_KEY)]
+
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": 5}, {"passphrase": "unused"}, {"ca": None}, {"reject_unauthorized": True}, {"port": None}]
+)
+def test_what_changes_nothing_is_not_in_the_key(options):
+    """
+    An option that makes no other connection, or states the default, shares the key.
+    """
+    assert key_of(options) == key_of()
+
+
+def test_equal_content_shares_a_key():
+    """
+    Certificates and keys compare by content, hooks by ==.
+    """
+    assert key_of(pems(LEAF)) == key_of({name: value.decode() for name, value in pems(LEAF).items()})
+    assert key_of({"check_server_identity": Pinned(1)}) == key_of({"check_server_identity": Pinned(1)})
+    assert hash(key_of({"ca": CA.cert_pem.bytes()})) == hash(key_of({"ca": [CA.cert_pem.bytes()]}))
+
+
+def test_hooks_made_in_a_loop_do_not_share_a_key():
+    """
+    A hook is held by the key and compared as an object: an address that is used again is not the same hook.
+    """
+    keys = {key_of({"check_server_identity": lambda host, certificate: None}) for _ in range(300)}
+
+    assert len(keys) == 300
+
+
+def test_the_url_decides_the_name():
+    """
+    host and port say where the bytes go; the verified name, SNI and Host stay the URL's.
+    """
+    key = key_of({"host": "127.0.0.1", "port": 8443}, authority="A.test:444")
+
+    assert (key.identity.verified_name, key.identity.server_name) == ("a.test", "a.test")
+    assert (key.route.host, key.route.port) == ("127.0.0.1", 8443)
+    assert key.origin.authority == b"a.test:444"
+
+
+def test_servername_replaces_name_and_sni():
+    """
+    servername is verified and sent; an empty one sends nothing and verifies the URL's host.
+    """
+    named = key_of({"servername": "b.test"}).identity
+    silent = key_of({"servername": ""}).identity
+
+    assert (named.verified_name, named.server_name) == ("b.test", "b.test")
+    assert (silent.verified_name, silent.server_name) == ("a.test", None)
+
+
+@pytest.mark.parametrize("authority", ["127.0.0.1", "[::1]", "[fe80::1%25lo]"])
+def test_an_address_is_never_sent_as_sni(authority):
+    """
+    RFC 6066, 3: literal addresses are not permitted in SNI.
+    """
+    assert key_of(authority=authority).identity.server_name is None
+
+
+@pytest.mark.parametrize(
+    ("authority", "host", "port", "shown"),
+    [
+        ("Example.COM", "example.com", 443, b"example.com"),
+        ("example.com.", "example.com", 443, b"example.com"),
+        ("example.com:443", "example.com", 443, b"example.com"),
+        ("example.com:8443", "example.com", 8443, b"example.com:8443"),
+        ("[::1]:8443", "::1", 8443, b"[::1]:8443"),
+        ("bücher.example", "xn--bcher-kva.example", 443, b"xn--bcher-kva.example"),
+    ],
+)
+def test_authorities(authority, host, port, shown):
+    """
+    An authority becomes a canonical host, a port and a Host header without the default port.
+    """
+    origin = parse_authority(authority)
+
+    assert (origin.host, origin.port, origin.authority) == (host, port, shown)
+
+
+@pytest.mark.parametrize(
+    "authority", ["", ":443", "a.test:0", "a.test:65536", "a.test:x", "user@a.test", "u:p@a.test", "a b", "[::1", "a..b"]
+)
+def test_bad_authorities_are_refused(authority):
+    """
+    A URL that names nobody, or carries a password, is refused before any I/O.
+    """
+    with pytest.raises(LocalProtocolError) as caught:
+        parse_authority(authority)
+
+    assert caught.value.code == "ERR_INVALID_URL"
+    assert "u:p" not in str(caught.value)
+
+
+def test_nothing_secret_in_key_or_scope():
+    """
+    Neither the repr of a key nor that of its scope holds a byte of a private key.
+    """
+    plan = plan_for(parse_authority("a.test"), ConnectionOptions(**pems(LEAF)), context_for)
+    line = LEAF.private_key_pem.bytes().decode().splitlines()[2]
+
+    assert line not in repr(plan.key) + repr(plan.scope) + repr(plan) + plan.key.digest
+    assert plan.key.digest.startswith("a.test:443#")
+
+
+@pytest.mark.parametrize("half", ["cert", "key"])
+def test_half_a_client_certificate_is_refused(half):
+    """
+    A certificate without its key, or a key without its certificate, would have no effect.
+    """
+    with pytest.raises(OptionError, match="needs both"):
+        key_of({half: pems(LEAF)[half]})
+
+
+def test_a_passphrase_may_come_from_another_layer():
+    """
+    An encrypted key on the agent is unlocked by the request's passphrase, and refused without one.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    encrypted = serialization.load_pem_private_key(pems(LEAF)["key"], None).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"sesame")
+    )
+    agent = {"cert": pems(LEAF)["cert"], "key": encrypted}
+
+    assert key_of({"passphrase": "sesame"}, agent=agent) == key_of(pems(LEAF))
+    with pytest.raises(OptionError):
+        key_of(agent=agent)
