@@ -424,9 +424,15 @@ class Connection:
             self.exchange = None
             self.ended = exchange
             if not http.reusable():
-                self.dead = self.dead or ("not_reusable" if http.request_complete else "early_response")
+                self.dead = self.dead or _why_not_reusable(http)
         elif exchange.error is not None:
             self._fail(exchange.error, now)
+
+
+def _why_not_reusable(http: HTTP1Engine) -> str:
+    if not http.request_complete:
+        return "early_response"
+    return "unsolicited_data" if http.has_leftover else "connection_close"
 
 
 def _os_code(error: OSError) -> str:

@@ -623,7 +623,7 @@ class AgentOptions(ConnectionOptions):
     max_requests_per_socket: Any = UNSET
     keep_alive_hint_margin: Any = UNSET
     dial_delay: Any = UNSET
-    max_cached_sessions: int | Unset | None = UNSET
+    max_cached_sessions: int | Unset = UNSET
     session_store: Any = UNSET
     early_data: Any = UNSET
     proxy: Any = UNSET
@@ -683,7 +683,7 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     max_free_sockets: int | Unset | None
     scheduling: Literal["lifo", "fifo"] | Unset
     free_socket_timeout: float | Unset | None
-    max_cached_sessions: int | Unset | None
+    max_cached_sessions: int | Unset
     session_store: Any
     retry: bool | Unset
     http1_engine: Literal["auto", "h11"] | Unset

@@ -19,7 +19,7 @@ import inspect
 import math
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from tlsagent._http.messages import CallerFields
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
-    from tlsagent.events import Event
+
+_E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
 _FLUSH_GRACE: Final = 1.0
@@ -826,7 +827,7 @@ class AsyncAgent:
         """Return all counters, in total and by key."""
         return self._core.stats()
 
-    def on(self, kind: type[Any], callback: Callable[[Any], object]) -> Callable[[], None]:
+    def on(self, kind: type[_E], callback: Callable[[_E], object]) -> Callable[[], None]:
         """Call `callback` with each event of class `kind`; returns the function that ends the subscription."""
         return self._core.on(kind, callback)
 

@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
@@ -35,7 +35,7 @@ from tlsagent._pool import Close, Connect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import LocalProtocolError, RequestError
-from tlsagent.events import Closed, ConnectFailed, Freed, Retried
+from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from tlsagent._identity import PoolKey
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
-    from tlsagent.events import Event
+
+_E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
 
@@ -710,7 +711,7 @@ class Agent:
         with self._lock:
             return self._core.stats()
 
-    def on(self, kind: type[Any], callback: Callable[[Any], object]) -> Callable[[], None]:
+    def on(self, kind: type[_E], callback: Callable[[_E], object]) -> Callable[[], None]:
         """Call `callback` with each event of class `kind`; returns the function that ends the subscription."""
         return self._core.on(kind, callback)
 

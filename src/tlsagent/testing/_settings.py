@@ -17,7 +17,7 @@ from OpenSSL import crypto
 from tlsagent._options import ConnectionOptions, build
 from tlsagent.errors import OptionError
 from tlsagent.testing._tls import STALL_POINTS
-from tlsagent.testing.authority import Credentials
+from tlsagent.testing.authority import Authority, Credentials, default_authority, default_credentials
 
 Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 RequestCert = Literal[False, True, "demand"]
@@ -99,6 +99,26 @@ class ServerSettings:
             raise OptionError(f"min_version {self.min_version} is above max_version {self.max_version}")
         if self.tickets is not None and self.tickets < 0:
             raise OptionError(f"tickets must be at least 0, not {self.tickets}")
+
+
+def make_settings(
+    names: tuple[str, ...],
+    authority: Authority | None,
+    *,
+    options: ConnectionOptions | Mapping[str, Any] | None = None,
+    keywords: SettingsDict,
+) -> tuple[Authority, ServerSettings]:
+    """
+    Return the authority and the settings of a server that was given these arguments.
+
+    Keywords win over options; what neither says comes from the authority, and without one from the default authority.
+    """
+    settled: dict[str, Any] = {**settings_of_options(options), **keywords}
+    if "credentials" not in settled:
+        settled["credentials"] = authority.issue(*names) if authority else default_credentials(names)
+    authority = authority or default_authority()
+    settled.setdefault("client_ca", authority.ca_pem)
+    return authority, ServerSettings(**settled)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

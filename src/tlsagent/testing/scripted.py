@@ -11,7 +11,8 @@ A peer scripted byte by byte, for faults that a correct server cannot commit.
 
 The handler runs once per connection, in a daemon thread of its own, after the handshake (`tls=False`: on the bare TCP
 connection, for faults before and in the handshake). Every wait ends at `RawServer`'s `timeout`. What a handler raises
-comes up again when the `with` block ends, except that the client went away. No HTTP is known here but where a head ends.
+comes up again when the `with` block ends, except that the client went away. Of HTTP nothing is known here but where a
+head ends.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
-from typing import Final, Literal, Unpack
+from typing import TYPE_CHECKING, Final, Literal, Unpack
 
 from tlsagent.testing._hello import ClientHello
 from tlsagent.testing._link import reset_on_close
 from tlsagent.testing._listen import DEFAULT_NAMES, listen, url_of
-from tlsagent.testing._settings import ServerSettings, SettingsDict
+from tlsagent.testing._settings import SettingsDict, make_settings
 from tlsagent.testing._tls import StdlibTLS, TLSFacts, TLSFailure, make_context
-from tlsagent.testing.authority import Authority, default_authority, default_credentials
+
+if TYPE_CHECKING:
+    from tlsagent.testing.authority import Authority
 
 Handler = Callable[["RawPeer"], object]
 Ending = Literal["close_notify", "eof", "reset"]
@@ -222,19 +225,12 @@ class RawServer:
         timeout: float = 10.0,
         **settings: Unpack[SettingsDict],
     ) -> None:
-        self.authority = authority or default_authority()
+        self.authority, self._settings = make_settings(names, authority, keywords=settings)
         self.handshake_errors: list[str] = []
         self._handler = handler
         self._tls = tls
         self._names = names
         self._timeout = timeout
-        self._settings = ServerSettings(
-            **{
-                "credentials": self.authority.issue(*names) if authority else default_credentials(names),
-                "client_ca": self.authority.ca_pem,
-                **settings,
-            }
-        )
         self._context = make_context(self._settings)
         self._lock = threading.Lock()  # guards what follows
         self._peers: list[RawPeer] = []

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from tlsagent._options import ConnectionOptions
 from tlsagent.testing._link import How, ServerConnection
 from tlsagent.testing._listen import DEFAULT_NAMES, listen, url_of
-from tlsagent.testing._settings import ServerSettings, SettingsDict, settings_of_options
+from tlsagent.testing._settings import SettingsDict, make_settings
 from tlsagent.testing._tls import StdlibTLS, make_context
 from tlsagent.testing.app import app as demo
-from tlsagent.testing.authority import Authority, default_authority, default_credentials
 from tlsagent.testing.records import ConnectionRecord, Ledger, ServerStats
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tlsagent.testing._asgi import Application
+    from tlsagent.testing.authority import Authority
 
 T = TypeVar("T")
 Options = ConnectionOptions | Mapping[str, Any]
@@ -73,16 +73,8 @@ class AsyncServer:
         record_limit: int = 1_000,
         **settings: Unpack[SettingsDict],
     ) -> None:
-        self.authority = authority or default_authority()
+        self.authority, self.settings = make_settings(names, authority, options=options, keywords=settings)
         self.app = app or demo
-        self.settings = ServerSettings(
-            **{
-                "credentials": self.authority.issue(*names) if authority else default_credentials(names),
-                "client_ca": self.authority.ca_pem,
-                **settings_of_options(options),
-                **settings,
-            }
-        )
         self.ledger = Ledger(record_limit)
         self.links: set[ServerConnection] = set()
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
@@ -287,10 +279,11 @@ class Server:
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_STARTUP)
+        self._loop = None
 
     def _in_loop(self, call: Callable[[], T]) -> T:
         if self._loop is None:
-            return call()  # not started yet: nobody else looks
+            return call()  # not running: nobody else looks
 
         async def carry_out() -> T:
             return call()
