@@ -457,6 +457,19 @@ def test_response_cut_short_is_an_error(cut, case, clean):
     assert not engine.reusable()
 
 
+def test_truncation_is_counted_in_bytes_of_its_own_response():
+    """
+    The bytes of earlier responses do not count.
+    """
+    engine = engine_after()
+    receive(engine, [HELLO])
+    engine.next_cycle()
+    ask(engine)
+
+    with pytest.raises(ConnectionLost, match="3 bytes of 5 came"):
+        receive(engine, [HELLO[:-2]], eof=True)
+
+
 def test_end_without_close_notify_may_be_a_truncation(cut):
     """A body that ends with the connection is only complete if TLS was closed in good order."""
     engine = engine_after()
@@ -652,6 +665,21 @@ def test_framing_of_a_chunked_body_is_capped(case, size):
 
     assert sink.ends == []
     assert not engine.reusable()
+
+
+def test_allowance_for_framing_is_one_response_wide():
+    """
+    What one response spent on extensions does not count against the next, nor does what follows it.
+    """
+    engine = engine_after(max_head_size=1_000)
+    raw = CHUNKED + b"1;" + b"x" * 600 + b"\r\na\r\n0\r\n\r\n"
+
+    for _ in range(3):
+        assert receive(engine, [raw]).body == b"a"
+        engine.next_cycle()
+        ask(engine)
+
+    assert receive(engine, [raw + b"x" * 1_000]).ends == [None]
 
 
 @pytest.mark.parametrize("size", [1_000_000, 10_000])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+import threading
 import time
 
 import pytest
@@ -259,6 +261,38 @@ def test_discard_forgets_a_scope():
 
     assert store.take("a") is None
     assert len(store) == 1
+
+
+def test_threads_may_share_a_store():
+    """
+    However threads interleave, a TLS 1.3 session is given out once, and the bounds hold.
+    """
+    store = MemorySessionStore(max_scopes=2, max_per_scope=3)
+    taken, failures = [], []
+
+    def work(number):
+        try:
+            for turn in range(500):
+                store.put(turn % 3, FakeSession((number, turn)))
+                taken.append(store.take((turn + number) % 3))
+        except Exception as exc:
+            failures.append(exc)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    names = [session.name for session in taken if session is not None]
+    assert failures == []
+    assert len(names) == len(set(names))
+    assert names
 
 
 @pytest.mark.parametrize("limits", [(0, 1), (1, 0), (-1, 8)])

@@ -17,6 +17,7 @@ import pytest
 
 from tlsagent import Agent, AsyncAgent
 from tlsagent.testing import Server
+from wire_peer import Gates, Peer, Script, open_sockets, wait_until
 
 DRIVERS = ["threads", "asyncio", "uvloop"]
 
@@ -28,7 +29,7 @@ class ThreadsHarness:
 
     def __init__(self, **options: Any) -> None:
         self.agent = Agent(**options)
-        self._threads = ThreadPoolExecutor(100)
+        self._threads = ThreadPoolExecutor(100, thread_name_prefix="harness")
 
     def request(self, method: str, url: str, **arguments: Any) -> Any:
         return self.agent.request(method, url, **arguments)
@@ -50,12 +51,21 @@ class ThreadsHarness:
     def preconnect(self, origin: str, count: int = 1) -> list[str]:
         return list(self.agent.preconnect(origin, count))
 
+    def close_idle(self) -> None:
+        self.agent.close_idle()
+
+    def stats(self) -> Any:
+        return self.agent.stats()
+
     def close(self, **arguments: Any) -> None:
         self.agent.close(**arguments)
-        self._threads.shutdown(wait=True)
 
     def destroy(self) -> None:
         self.agent.destroy()
+
+    def tear_down(self) -> None:
+        self.agent.close(drain=0.2)
+        self._threads.shutdown(wait=True)
 
 
 class _BlockingStream:
@@ -152,42 +162,70 @@ class AsyncHarness:
     def preconnect(self, origin: str, count: int = 1) -> list[str]:
         return list(self.run(self.agent.preconnect(origin, count)))
 
+    def close_idle(self) -> None:
+        self.call(self.agent.close_idle)
+
+    def stats(self) -> Any:
+        return self.call(self.agent.stats)
+
     def close(self, **arguments: Any) -> None:
         self.run(self.agent.aclose(**arguments))
-        self.run(_quiet())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
 
     def destroy(self) -> None:
         self.call(self.agent.destroy)
 
+    def tear_down(self) -> None:
+        try:
+            self.run(self.agent.aclose(drain=0.2))
+            assert self.run(_quiet()) == [], "tasks were left"
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(10)
+            self.loop.close()
 
-async def _quiet() -> None:
-    """Give transports the turns that they need to close."""
+
+async def _quiet() -> list[str]:
+    """Give transports the turns that they need to close; tell which tasks do not end."""
     for _ in range(3):
         await asyncio.sleep(0)
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     if others:
-        await asyncio.wait(others, timeout=5)
+        await asyncio.wait(others, timeout=3)
+    return [repr(task) for task in others if not task.done()]
 
 
 Harness = ThreadsHarness | AsyncHarness
 
 
-@pytest.fixture(params=DRIVERS)
-def open_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes an agent of the driver under test; all are closed at the end."""
+def _harnesses(driver: str) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
     def make(**options: Any) -> Harness:
-        harness = ThreadsHarness(**options) if request.param == "threads" else AsyncHarness(request.param, **options)
+        harness = ThreadsHarness(**options) if driver == "threads" else AsyncHarness(driver, **options)
         made.append(harness)
         return harness
 
     yield make
     for harness in made:
-        harness.close(drain=0.2)
+        harness.tear_down()
+
+
+@pytest.fixture(params=DRIVERS)
+def open_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an agent of the driver under test; all are closed at the end."""
+    yield from _harnesses(request.param)
+
+
+@pytest.fixture(params=DRIVERS[1:])
+def open_async_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an `AsyncAgent`, for what only that can do."""
+    yield from _harnesses(request.param)
+
+
+@pytest.fixture
+def open_sync_agent() -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an `Agent`, for what only that can do."""
+    yield from _harnesses("threads")
 
 
 @pytest.fixture(scope="session")
@@ -202,3 +240,42 @@ def server() -> Iterator[Server]:
     """Return a server of the test's own."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture
+def gates() -> Gates:
+    """Return the application of `gated_server`."""
+    return Gates()
+
+
+@pytest.fixture
+def gated_server(gates: Gates) -> Iterator[Server]:
+    """Return a server whose /gate/NAME answers when `gates.open(NAME)` is called."""
+    with Server(app=gates) as server:
+        yield server
+
+
+@pytest.fixture
+def open_peer() -> Iterator[Callable[..., Peer]]:
+    """Return a function that starts a scripted peer; a script that failed fails the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(script: Script, **settings: Any) -> Peer:
+            peer = Peer(script, **settings)
+            stack.callback(peer.close)
+            return peer
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(shared_server: Server) -> Iterator[None]:
+    """Whatever a test does: once its agents and servers are closed, no socket and no thread of theirs is left."""
+    sockets, threads = open_sockets(), set(threading.enumerate())
+    yield
+
+    def strangers() -> list[str]:
+        return [t.name for t in threading.enumerate() if t not in threads and t.name != "tlsagent-resolver"]
+
+    assert wait_until(lambda: not open_sockets() - sockets), f"left open: {open_sockets() - sockets}"
+    assert wait_until(lambda: not strangers()), f"left running: {strangers()}"

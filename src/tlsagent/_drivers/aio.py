@@ -33,7 +33,7 @@ from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried, Secured
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried, Secured
 
 if TYPE_CHECKING:
     import socket
@@ -292,7 +292,7 @@ class AsyncAgent:
         Send a request and return the response with its whole body.
 
         Args:
-            method: Sent as given; methods are case-sensitive (RFC 9110, 9.1).
+            method: Sent in upper case, as Node does.
             url: An https URL; its host is whom we talk to.
             headers: A mapping or a list of pairs.
             content: bytes, str, a file, or an iterable of bytes, asynchronous or not. A file is read in the event loop.

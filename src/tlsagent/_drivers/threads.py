@@ -223,7 +223,7 @@ class Agent:
         Send a request and return the response with its whole body.
 
         Args:
-            method: Sent as given; methods are case-sensitive (RFC 9110, 9.1).
+            method: Sent in upper case, as Node does.
             url: An https URL; its host is whom we talk to.
             headers: A mapping or a list of pairs.
             content: bytes, str, a file, or an iterable of bytes.

@@ -271,7 +271,6 @@ class H11Engine:
             self._overhead = 0
             return _Reading.CHUNKED
         if length is None:
-            self._keep_alive = False
             return _Reading.UNTIL_EOF
         self._remaining = length
         return _Reading.LENGTH

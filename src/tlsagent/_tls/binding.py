@@ -168,11 +168,11 @@ def group_name(ssl: SSLHandle) -> str | None:
     return _text(get(ssl)) if get is not None else None
 
 
-def alpn_selected(ssl: SSLHandle) -> bytes | None:
-    """Return the protocol the server chose by ALPN."""
+def alpn_selected(ssl: SSLHandle) -> str | None:
+    """Return the protocol the server chose by ALPN, one character per byte."""
     data, size = _ffi.new("unsigned char **"), _ffi.new("unsigned int *")
     _lib.SSL_get0_alpn_selected(ssl, data, size)
-    return bytes(_ffi.buffer(data[0], size[0])) if size[0] else None
+    return str(_ffi.buffer(data[0], size[0])[:], "latin-1") if size[0] else None
 
 
 def peer_certificate(ssl: SSLHandle) -> bytes | None:
@@ -259,12 +259,9 @@ def held_session(ssl: SSLHandle) -> SessionHandle | None:
     return None if session == _NULL else SessionHandle(_ffi.gc(session, _lib.SSL_SESSION_free))
 
 
-def offer_session(ssl: SSLHandle, session: SessionHandle) -> bool:
-    """Offer a session in the handshake to come; returns False where OpenSSL will not have it."""
-    if _lib.SSL_set_session(ssl, session) == 1:
-        return True
-    clear_errors()
-    return False
+def offer_session(ssl: SSLHandle, session: SessionHandle) -> None:
+    """Offer a session in the handshake to come; one that OpenSSL cannot use there leads to a full handshake."""
+    _lib.SSL_set_session(ssl, session)
 
 
 def max_early_data(session: SessionHandle) -> int:

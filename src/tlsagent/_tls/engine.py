@@ -122,14 +122,13 @@ class HandshakeFacts:
         self,
         ssl: binding.SSLHandle,
         *,
-        alpn_protocol: str | None,
         peer_chain: tuple[PeerCertificate, ...],
         authorization_error: str | None,
     ) -> None:
         self.protocol_version = binding.protocol_version(ssl)
         self.cipher = binding.cipher_name(ssl)
         self.group = binding.group_name(ssl)
-        self.alpn_protocol = alpn_protocol
+        self.alpn_protocol = binding.alpn_selected(ssl)  # one of those offered: OpenSSL sees to that
         self.session_reused = binding.session_reused(ssl)
         self.authorized = authorization_error is None
         self.authorization_error = authorization_error
@@ -220,7 +219,9 @@ class TLSEngine:
         self._control_records = 0
         self.secured = False
         self._configure(server_name)
-        self.offered_session = session is not None and binding.offer_session(self._ssl, session.handle)
+        self.offered_session = session is not None
+        if session is not None:
+            binding.offer_session(self._ssl, session.handle)
 
     def _configure(self, server_name: str | None) -> None:
         if self._reject is not self._context.strict:
@@ -363,13 +364,11 @@ class TLSEngine:
         ssl = self._ssl
         self._chain = self._peer_chain()
         chain = tuple(PeerCertificate(der) for der in self._chain)
-        alpn_protocol = self._chosen_protocol()
         refusal = self._verdict(chain, now + self._wall_offset)
         if refusal is not None and self._reject:
             self._reject_peer(refusal)
         facts = HandshakeFacts(
             ssl,
-            alpn_protocol=alpn_protocol,
             peer_chain=chain,
             authorization_error=refusal.code if refusal is not None else None,
         )
@@ -390,22 +389,6 @@ class TLSEngine:
         kept = self._session.peer_chain if self._session is not None and binding.session_reused(self._ssl) else ()
         chain = kept or binding.peer_chain(self._ssl)
         return chain if chain[:1] == (leaf,) else (leaf,)
-
-    def _chosen_protocol(self) -> str | None:
-        chosen = binding.alpn_selected(self._ssl)
-        if chosen is None:
-            return None
-        name = chosen.decode("latin-1")
-        if name not in self._alpn_protocols:
-            offered = ", ".join(self._alpn_protocols)
-            self._reject_peer(
-                HandshakeError(
-                    f"the server chose the protocol {quoted(chosen)}, not one of alpn_protocols ({offered})",
-                    code="ERR_TLSAGENT_ALPN",
-                    phase="handshake",
-                )
-            )
-        return name
 
     # --- Verification -------------------------------------------------------------------------------------------------
 
@@ -477,6 +460,7 @@ class TLSEngine:
         if not size:
             return
         if ssl_write(self._ssl, data if type(data) is bytes else pointer_to(data), size) != size:
+            # Not by the peer's doing: a memory BIO takes all there is. Out of memory, perhaps.
             self._fail(connection_error(last_fault()))
 
     def _refuse_write(self) -> NoReturn:

@@ -8,6 +8,7 @@ it is the caller's matter: a store files sessions under a *scope*, which must ho
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -126,29 +127,32 @@ class MemorySessionStore:
         RFC 8446 C.4: a ticket used twice links two connections to one client, so TLS 1.3 sessions are taken out. Those
         of TLS 1.2 stay: their servers expect them again.
         """
-        sessions = self._scopes.get(scope)
-        if sessions is None:
-            return None
         try:
+            sessions = self._scopes[scope]
             session = sessions.pop()
-            if session.protocol_version != "TLSv1.3":
-                sessions.append(session)
-            self._scopes.move_to_end(scope)
-        except (IndexError, KeyError):  # another thread was faster
+        except (KeyError, IndexError):  # none, or another thread was faster
             return None
-        if not sessions:
+        if session.protocol_version != "TLSv1.3":
+            sessions.append(session)
+        if sessions:
+            self._used(scope)
+        else:
             self._scopes.pop(scope, None)
         return session
 
     def put(self, scope: Hashable, session: Session) -> None:
         """Keep a session as the newest of its scope."""
         sessions = self._scopes.setdefault(scope, [])
-        self._scopes.move_to_end(scope)
         sessions.append(session)
+        self._used(scope)
         if len(sessions) > self._max_per_scope:
             del sessions[0]
         if len(self._scopes) > self._max_scopes:
             self._scopes.popitem(last=False)
+
+    def _used(self, scope: Hashable) -> None:
+        with contextlib.suppress(KeyError):  # another thread has just emptied it
+            self._scopes.move_to_end(scope)
 
     def discard(self, scope: Hashable) -> None:
         """Forget all sessions of a scope."""
