@@ -448,6 +448,12 @@ class ConnectionOptions:
                 raise OptionError(
                     f"{', '.join(beside)} has no effect beside secure_context: give it to create_secure_context()"
                 )
+        low, high = self.min_version, self.max_version
+        if low and high and _VERSIONS.index(low) > _VERSIONS.index(high):
+            raise OptionError(
+                f"min_version {low} is above max_version {high}: no connection could ever be made",
+                code="ERR_TLS_INVALID_PROTOCOL_VERSION",
+            )
         if isinstance(self.cert, tuple) and isinstance(self.key, tuple):
             chains = cast("tuple[_material.CertificateChain, ...]", self.cert)
             keys = [key for key in self.key if isinstance(key, _material.PrivateKey)]

@@ -132,6 +132,17 @@ def test_bad_values_are_refused_when_the_object_is_built(given, error, code):
     assert list(given)[-1] in str(caught.value)
 
 
+def test_versions_that_exclude_each_other_are_refused():
+    """
+    min_version above max_version could never connect, in one layer or in two laid over each other.
+    """
+    with pytest.raises(OptionError) as caught:
+        ConnectionOptions(min_version="TLSv1.3", max_version="TLSv1.2")
+    assert caught.value.code == "ERR_TLS_INVALID_PROTOCOL_VERSION"
+    with pytest.raises(OptionError):
+        ConnectionOptions(max_version="TLSv1.2").merged_over(AgentOptions(min_version="TLSv1.3"))
+
+
 def test_an_unhashable_hook_is_refused():
     """
     A hook is part of the pool key, so it must be hashable.
