@@ -218,7 +218,7 @@ class Pool(Generic[C]):
         keep_alive: Keep released connections idle. If False one is handed to the next ticket of its key or closed.
         max_sockets: Leased, idle and attempted connections per key; None for no limit.
         max_total_sockets: The same over all keys.
-        max_free_sockets: Idle connections per key; the oldest of the surplus is closed.
+        max_free_sockets: Idle connections per key; the oldest of the surplus is closed. None for no limit.
         scheduling: Which idle connection is taken: "lifo" the last freed, "fifo" the first.
         free_socket_timeout: Seconds until an idle connection is closed; None for no limit.
     """
@@ -229,14 +229,14 @@ class Pool(Generic[C]):
         keep_alive: bool = True,
         max_sockets: int | None = None,
         max_total_sockets: int | None = None,
-        max_free_sockets: int = 256,
+        max_free_sockets: int | None = 256,
         scheduling: Literal["lifo", "fifo"] = "lifo",
         free_socket_timeout: float | None = 60.0,
     ) -> None:
         self._keep_alive = keep_alive
         self._max_sockets = inf if max_sockets is None else max_sockets
         self._max_total_sockets = inf if max_total_sockets is None else max_total_sockets
-        self._max_free_sockets = max_free_sockets
+        self._max_free_sockets = inf if max_free_sockets is None else max_free_sockets
         self._take_last = scheduling == "lifo"
         self._free_socket_timeout = inf if free_socket_timeout is None else free_socket_timeout
         self._closed = False

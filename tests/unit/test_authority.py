@@ -96,7 +96,7 @@ def test_a_client_certificate_is_good_for_clients_alone(authority, tmp_path):
     credentials = authority.issue("me@a.test", "a.test", client=True)
 
     verify(credentials, authority, "a.test", tmp_path, purpose=ssl.Purpose.CLIENT_AUTH)
-    with pytest.raises(ssl.SSLCertVerificationError, match="(un)?suitable certificate purpose|unsupported"):
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"(un)?suitable certificate purpose|unsupported"):
         verify(credentials, authority, "a.test", tmp_path)
 
 

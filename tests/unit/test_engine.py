@@ -320,6 +320,7 @@ def test_bad_chain_is_refused(name, code):
     assert error.code == code
     assert error.phase == "handshake"
     assert link.sink.news == []
+    assert binding.take_faults() == []
 
 
 @pytest.mark.parametrize(("name", "code"), BAD.items())

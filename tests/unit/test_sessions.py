@@ -78,6 +78,7 @@ def test_junk_is_refused(junk):
     """
     Anything that to_bytes did not return is an OptionError, and leaves nothing in OpenSSL's error queue.
     """
+    binding.clear_errors()
     with pytest.raises(OptionError):
         Session.from_bytes(junk)
     assert binding.take_faults() == []

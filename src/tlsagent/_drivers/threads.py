@@ -31,14 +31,14 @@ from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
-from tlsagent._pool import Close, Connect, Grant, Lease, Refuse
+from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import LocalProtocolError, RequestError
 from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -464,11 +464,13 @@ class Agent:
         heir: _Waiter | None = None
         with self._lock:
             exchange.waker = None
+            if exchange.ticket is not None:
+                self._core.cancel(exchange, time.monotonic())
             waiters = self._waiters[key]
             waiters.remove(waiter)
             dialling, waiter.dialling = waiter.dialling, None
             if dialling is not None:
-                heir = next((other for other in waiters if other.dialling is None), None)
+                heir = _first_free(waiters)
                 if heir is not None:
                     heir.dialling = dialling
                     dialling.wake = heir.wake
@@ -596,10 +598,15 @@ class Agent:
             self._quiet.set()
         return actions
 
-    def _place(self, dialling: Dialling, cause: Any, actions: _Actions) -> None:
-        waiter: _Waiter | None = cause.user.waker if cause is not None else None
-        if waiter is None:
+    def _place(self, dialling: Dialling, cause: Ticket[Connection] | None, actions: _Actions) -> None:
+        if cause is None:
             self._unplaced.append(dialling)
+            return
+        waiter: _Waiter | None = cause.user.waker
+        if waiter is None or waiter.dialling is not None:
+            waiter = _first_free(self._waiters.get(dialling.dial.plan.key, ()))
+        if waiter is None:
+            self._core.dial_failed(dialling.dial, None, time.monotonic())
         else:
             waiter.dialling = dialling
             actions.waking.append(waiter)
@@ -750,6 +757,11 @@ class Agent:
         if exc_type is not None:
             self.destroy()
         self.close()
+
+
+def _first_free(waiters: Iterable[_Waiter]) -> _Waiter | None:
+    """Return the waiter that has waited longest among those that do not dial."""
+    return next((waiter for waiter in waiters if waiter.dialling is None), None)
 
 
 def not_yet(early_data: bool | Unset, expect_continue: bool) -> None:

@@ -356,7 +356,8 @@ class TLSEngine:
         if result != 1:
             if ssl_error(self._ssl, result) == WANT_READ:
                 return False
-            self._fail((self._reject and self._refused_certificate()) or self._handshake_error(last_fault()))
+            fault = last_fault()  # in any case: what stays in the queue would be the next one's
+            self._fail((self._reject and self._refused_certificate()) or self._handshake_error(fault))
         self._complete(now, sink)
         return True
 
