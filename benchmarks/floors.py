@@ -28,7 +28,7 @@ from tlsagent._exchange import Exchange
 from tlsagent._http.engines import http1_engine
 from tlsagent._http.messages import request_head
 from tlsagent._options import AgentOptions, Http1Options
-from tlsagent._pool import Connect, Lease
+from tlsagent._pool import Lease
 from tlsagent._tls.engine import TLSEngine
 
 if TYPE_CHECKING:
@@ -144,8 +144,9 @@ class BareTLS(Floor):
         return self.engine.secured
 
     def receive(self, data: memoryview, now: float) -> bool:
+        waiting = self.due
         self.engine.receive_data(data, now, self)
-        return self.secure.done() and not self.due
+        return bool(waiting) and not self.due  # what comes unasked are session tickets
 
     def ask(self) -> None:
         self.due = len(RESPONSE)
@@ -221,15 +222,14 @@ class WithConnection(Floor):
 
 
 class WithCore(WithConnection):
-    """`AgentCore`: the URL, the plan, the pool and the timers; its connections were asked for by it."""
+    """`AgentCore`: the URL, the plan, the pool and the timers."""
 
-    def opened(self, dial: Dial) -> Connection:
+    def opened(self, dial: Dial) -> Connection:  # noqa: ARG002 - the pool has one of its own
         core = self.shared.core
-        core.acquire(self.exchange(), self.clock())
-        [effect] = core.effects()
-        assert isinstance(effect, Connect)
-        self.dial: Dial = effect.attempt.user
-        return core.open(self.dial, self.clock(), time.time())
+        placed = core.preconnect(self.shared.plan, self.clock())
+        assert placed is not None
+        self.dial = placed
+        return core.open(placed, self.clock(), time.time())
 
     def exchange(self) -> Exchange:
         return self.shared.core.exchange(
@@ -250,12 +250,8 @@ class WithCore(WithConnection):
         handshaking = connection.info is None
         connection.receive_data(data, now)
         if handshaking and connection.info is not None:
-            # The ticket gave rise to the connection; what is granted is given back unused.
             connection.transport = self
             core.connected(self.dial, connection, now)
-            for effect in core.effects():
-                effect.ticket.user.lease = effect.lease  # type: ignore[attr-defined]
-                core.give_back(effect.ticket.user, now)  # type: ignore[attr-defined]
         if connection.ended is None:
             return False
         core.settle(connection, now)

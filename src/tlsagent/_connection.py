@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine
 from tlsagent._tls.verify import check_server_identity
-from tlsagent.errors import ConnectionLost, InactivityTimeout, RequestError, TLSAgentError
+from tlsagent.errors import ConnectionLost, HandshakeError, InactivityTimeout, RequestError, TLSAgentError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MAX_SESSIONS: Final = 64
 """TLS sessions taken from one connection between two looks of the agent, so that a flood of tickets is bounded."""
+
+
+_HTTP1: Final = frozenset({"http/1.1", "http/1.0"})
 
 
 class ConnectionInfo:
@@ -370,7 +373,9 @@ class Connection:
     # --- What the TLS engine tells: it is a TLSSink -------------------------------------------------------------------
 
     def secured(self, facts: HandshakeFacts, now: float) -> None:
-        """Note the end of the handshake."""
+        """Note the end of the handshake; refuse a protocol that is not ours to speak."""
+        if self._http is not None:
+            _require_http1(facts.alpn_protocol, self.plan.key.identity.alpn_protocols)
         why = None
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
@@ -427,6 +432,17 @@ class Connection:
                 self.dead = self.dead or _why_not_reusable(http)
         elif exchange.error is not None:
             self._fail(exchange.error, now)
+
+
+def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:
+    """Without a choice of the server HTTP/1.1 may be spoken only if it was offered, or nothing was (RFC 7301, 3.2)."""
+    if chosen in _HTTP1 or (chosen is None and (not offered or not _HTTP1.isdisjoint(offered))):
+        return
+    what = f"chose {quoted(chosen)}" if chosen else f"chose none of {', '.join(map(quoted, offered))}"
+    raise HandshakeError(
+        f'the server {what} by ALPN, and a request needs HTTP/1.1: have alpn_protocols offer only "http/1.1"',
+        code="ERR_TLSAGENT_ALPN",
+    )
 
 
 def _why_not_reusable(http: HTTP1Engine) -> str:

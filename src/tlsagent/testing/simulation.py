@@ -1,0 +1,799 @@
+"""
+The third driver: the agent's core over a simulated network, under simulated time.
+
+No sockets, threads or sleeping. Both ends and everything between them live in one thread, and the clock moves only when
+`advance` or `run_until_idle` moves it, so that a timeout of a minute is tested in a moment and the same way each time.
+
+    sim = Simulation(max_sockets=1, timeouts=Timeouts(response=5))
+    handle = sim.request("GET", "https://a.test/hello")
+    sim.run_until_idle()
+    assert handle.response.status == 200
+
+Requests are answered by a `SimulatedServer`, bytes are carried as the `Network` says, and every connection's other end is
+a `Peer` that a test can make misbehave at any moment. TLS is real on both ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tlsagent._body import Body
+from tlsagent._core import AgentCore
+from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._options import UNSET, AgentOptions, build
+from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
+from tlsagent._response import Response, ResponseFacts
+from tlsagent.errors import AgentClosed, ConnectError, ConnectionLost, LocalProtocolError, RequestError, ResolutionError
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried, Secured
+from tlsagent.testing._peer import Ending, Peer, PeerRequest, Reply, SimulatedServer, echo, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tlsagent._body import Content
+    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._dial import Dial
+    from tlsagent._http.messages import CallerFields
+    from tlsagent._options import ConnectionOptions, Timeouts, Unset
+    from tlsagent._stats import AgentStats
+    from tlsagent.events import Event
+
+__all__ = [
+    "Link",
+    "Network",
+    "Peer",
+    "PeerRequest",
+    "Pipe",
+    "Reply",
+    "SimulatedDial",
+    "SimulatedRequest",
+    "SimulatedServer",
+    "SimulatedStream",
+    "Simulation",
+    "echo",
+    "silent",
+]
+
+_LIVELOCK: Final = 100_000
+
+
+class Network:
+    """
+    How names are resolved, connections made and bytes carried. May be changed at any time.
+
+    Attributes:
+        latency: Seconds that bytes take, one way.
+        lookup, connect: Seconds that these phases take; None: for ever, or until the test ends the `SimulatedDial`.
+        piece: Bytes that arrive at once, None for all there are.
+        window: Bytes under way to a peer that does not read before the client has to wait.
+        unknown: Hosts that have no address.
+        refusing: Hosts that refuse connections.
+        opened: Connections attempted so far, by (host, port).
+        open, most_open: Attempts and connections that there are, and how many there were at most, by (host, port).
+        most: How many there were at most in all.
+    """
+
+    def __init__(
+        self,
+        *,
+        latency: float = 0.0,
+        lookup: float | None = 0.0,
+        connect: float | None = 0.0,
+        piece: int | None = None,
+        window: int = 65_536,
+    ) -> None:
+        self.latency = latency
+        self.lookup = lookup
+        self.connect = connect
+        self.piece = piece
+        self.window = window
+        self.unknown: set[str] = set()
+        self.refusing: set[str] = set()
+        self.opened: Counter[tuple[str, int]] = Counter()
+        self.open: Counter[tuple[str, int]] = Counter()
+        self.most_open: dict[tuple[str, int], int] = {}
+        self.most = 0
+
+    def count(self, address: tuple[str, int]) -> None:
+        """Count one more."""
+        self.opened[address] += 1
+        self.open[address] += 1
+        self.most_open[address] = max(self.most_open.get(address, 0), self.open[address])
+        self.most = max(self.most, self.open.total())
+
+    def discount(self, address: tuple[str, int]) -> None:
+        """Count one less."""
+        self.open[address] -= 1
+
+
+class Pipe:
+    """
+    One direction of a connection: what was sent arrives later, in order.
+
+    Attributes:
+        held: While True nothing arrives.
+        size: Bytes under way.
+        breaks_after: After so many more bytes the whole connection ends, by `breaks_how`.
+    """
+
+    __slots__ = ("_flight", "_network", "breaks_after", "breaks_how", "ended", "held", "size")
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._flight: deque[tuple[float, bytes | Ending]] = deque()
+        self.held = False
+        self.size = 0
+        self.ended = False
+        self.breaks_after: int | None = None
+        self.breaks_how: Ending = "eof"
+
+    def send(self, data: bytes, now: float) -> None:
+        """Send bytes on their way."""
+        if data and not self.ended:
+            self._flight.append((now + self._network.latency, data))
+            self.size += len(data)
+
+    def end(self, ending: Ending, now: float) -> None:
+        """Send the end on its way; a reset overtakes and destroys what is under way."""
+        if self.ended:
+            return
+        self.ended = True
+        if ending == "reset":
+            self._flight.clear()
+            self.size = 0
+        self._flight.append((now + self._network.latency, ending))
+
+    def next_arrival(self) -> float:
+        """Return when the next bytes arrive."""
+        return math.inf if self.held or not self._flight else self._flight[0][0]
+
+    def take(self, now: float, most: int | None = None) -> bytes | Ending | None:
+        """Return what arrives by now, `most` bytes of it; None for nothing."""
+        if self.breaks_after == 0:
+            self.breaks_after = None
+            self._flight.clear()
+            self.size = 0
+            self.ended = True
+            return self.breaks_how
+        if self.next_arrival() > now:
+            return None
+        at, item = self._flight.popleft()
+        if isinstance(item, str):
+            return item
+        size = min(len(item), *(n for n in (most, self._network.piece, self.breaks_after) if n is not None), len(item))
+        if size < len(item):
+            self._flight.appendleft((at, item[size:]))
+        self.size -= size
+        if self.breaks_after is not None:
+            self.breaks_after -= size
+        return item[:size]
+
+
+class Link:
+    """
+    One connection of the simulated network; the client's `connection.transport`.
+
+    Attributes:
+        connection, peer: Its ends.
+        up, down: Towards the peer, and back.
+        closed: Whether the client has closed it.
+        dial: Until the handshake is over.
+    """
+
+    __slots__ = ("closed", "connection", "dial", "down", "network", "peer", "up")
+
+    def __init__(self, network: Network, connection: Connection, peer: Peer, dial: Dial) -> None:
+        self.network = network
+        self.connection = connection
+        self.peer = peer
+        self.dial: Dial | None = dial
+        self.up = Pipe(network)
+        self.down = Pipe(network)
+        self.closed = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether the network takes more from the client."""
+        return self.up.size < self.network.window
+
+    def flush(self, now: float) -> None:
+        """Send what the client has to say."""
+        self.up.send(self.connection.data_to_send(), now)
+
+    def close(self, now: float) -> None:
+        """Close the client's end."""
+        self.flush(now)
+        self.closed = True
+        self.up.end("eof", now)
+        self.network.discount(self.peer.address)
+
+    def carry_up(self, now: float) -> bool:
+        """Give the peer what has arrived, and send its answer on its way; returns whether anything moved."""
+        peer = self.peer
+        peer.handle_timeout(now)
+        item = self.up.take(now)
+        if isinstance(item, str):
+            peer.receive_end(item)
+            if self.up.breaks_how == item and not self.closed:
+                self.down.end(item, now)
+        elif item is not None:
+            peer.receive_data(item, now)
+        self.down.send(peer.data_to_send(), now)
+        if peer.ending is not None:
+            self.down.end(peer.ending, now)
+        return item is not None
+
+    def feed(self, item: bytes | Ending, now: float) -> None:
+        """Give the client what has arrived."""
+        connection = self.connection
+        if item == "reset":
+            if connection.dead is None:
+                connection.receive_error(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), now)
+        elif item == "eof":
+            connection.receive_eof(now)
+        else:
+            connection.receive_data(cast("bytes", item), now)
+
+    def drain(self, now: float) -> None:
+        """Give the client all that has arrived."""
+        while self.connection.dead is None and (item := self.down.take(now)) is not None:
+            self.feed(item, now)
+
+
+class SimulatedDial:
+    """
+    A connection attempt before there is a connection.
+
+    Attributes:
+        dial: The core's.
+        address: Whom it is for.
+        due: When its present phase ends by itself.
+    """
+
+    __slots__ = ("_sim", "address", "dial", "due")
+
+    def __init__(self, sim: Simulation, dial: Dial) -> None:
+        self._sim = sim
+        self.dial = dial
+        self.address = (dial.plan.key.route.host, dial.plan.key.route.port)
+        self.due = math.inf
+
+    def enter(self, phase: Any, seconds: float | None, now: float) -> None:
+        """Begin a phase."""
+        self.dial.enter(phase, now)
+        self.due = math.inf if seconds is None else now + seconds
+
+    def accept(self) -> None:
+        """Let the peer accept the connection."""
+        self._sim._open(self)
+
+    def refuse(self) -> None:
+        """Let the peer refuse the connection."""
+        host, port = self.address
+        self._sim._dial_failed(self, ConnectError(f"connect ECONNREFUSED {host}:{port}", code="ECONNREFUSED"))
+
+
+class SimulatedStream(ResponseFacts):
+    """A response whose body is read as it comes."""
+
+    __slots__ = ("_sim",)
+
+    def __init__(self, sim: Simulation, exchange: Exchange) -> None:
+        super().__init__(exchange)
+        self._sim = sim
+
+    @property
+    def ended(self) -> bool:
+        """Whether the body has come to its end."""
+        return self._exchange.complete
+
+    def read(self) -> bytes:
+        """
+        Return what has come of the body since the last call.
+
+        Raises:
+            RequestError: The body did not arrive whole.
+        """
+        exchange = self._exchange
+        data = b"".join(exchange.take_chunks(self._sim.now))
+        if exchange.lease is not None:
+            self._sim.core.watch(exchange.lease.connection)
+        if not data and exchange.error is not None:
+            raise exchange.error
+        return data
+
+
+class SimulatedRequest:
+    """
+    A request under way, or what became of it.
+
+    Attributes:
+        exchange: The core's.
+        response: The response, once the caller has it.
+        error: What the caller gets in its place.
+        cancelled: Whether `cancel` ended it.
+    """
+
+    __slots__ = ("_pieces", "_sim", "cancelled", "error", "exchange", "response")
+
+    def __init__(self, sim: Simulation, exchange: Exchange) -> None:
+        self._sim = sim
+        self._pieces: Iterator[bytes | memoryview] | None = None
+        self.exchange = exchange
+        self.response: Any = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the caller waits no more."""
+        return self.cancelled or self.response is not None or self.error is not None
+
+    def cancel(self) -> None:
+        """Want it no more, in whatever state it is; a response half read is dropped too."""
+        if self.response is None and self.error is None:
+            self.cancelled = True
+        self._sim._give_up(self)
+
+    def __repr__(self) -> str:
+        outcome = "cancelled" if self.cancelled else self.response or self.error or self.exchange.phase
+        return f"<SimulatedRequest {self.exchange.head!r}: {outcome!r}>"
+
+
+class Simulation:
+    """
+    An agent and the world around it.
+
+    Args:
+        options: `AgentOptions`, or its fields as keywords, as for `Agent`. The server's root is trusted unless `ca`
+            says otherwise.
+        server: Who answers; `SimulatedServer()` echoes.
+        network: Its properties.
+        watch_idle: Whether idle connections are read, as asyncio does; if not, they are looked at before they are used
+            again, as by threads.
+
+    Attributes:
+        now: Seconds on the simulated clock, from 0.
+        wall: The time since the epoch at 0, for certificates and sessions.
+        core: The `AgentCore`.
+        dials: Attempts before there is a connection.
+        links: Connections that the client has not closed.
+        peers: The other ends of all connections so far.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions | None = None,
+        *,
+        server: SimulatedServer | None = None,
+        network: Network | None = None,
+        watch_idle: bool = True,
+        **keywords: Any,
+    ) -> None:
+        self.server = server or SimulatedServer()
+        self.network = network or Network()
+        said = build(AgentOptions, keywords)
+        if options is not None:
+            said = said.merged_over(options)
+        if said.ca is UNSET and not said.secure_context:
+            said = AgentOptions(ca=self.server.ca_pem).merged_over(said)
+        self.core = self._make_core(said)
+        self.now = 0.0
+        self.wall = time.time()
+        self.dials: list[SimulatedDial] = []
+        self.links: list[Link] = []
+        self.peers: list[Peer] = []
+        self._watch_idle = watch_idle
+        self._waiting: dict[Exchange, SimulatedRequest] = {}
+
+    def _make_core(self, said: AgentOptions) -> AgentCore:
+        return AgentCore(said)
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: CallerFields | None = None,
+        content: Content | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | float | None = None,
+        trailers: CallerFields | None = None,
+        retry: bool | Unset = UNSET,
+        trace: Callable[[Event], object] | None = None,
+        stream: bool = False,
+    ) -> SimulatedRequest:
+        """
+        Begin a request, with the arguments of `Agent.request`; its outcome will be in what is returned.
+
+        Args:
+            stream: Be content with the head: the response is a `SimulatedStream`.
+
+        Raises:
+            LocalProtocolError, OptionError: It cannot be sent at all.
+        """
+        exchange = self.core.exchange(
+            method,
+            url,
+            self.now,
+            headers=headers,
+            content=content,
+            options=options,
+            timeouts=timeouts,
+            trailers=trailers,
+            retry=retry,
+            trace=trace,
+        )
+        if isinstance(exchange.body, Body) and exchange.body.asynchronous:
+            raise LocalProtocolError("content is an asynchronous iterable: nothing awaits it in a simulation")
+        if stream:
+            exchange.awaiting = Awaiting.HEAD
+        handle = SimulatedRequest(self, exchange)
+        self._waiting[exchange] = handle
+        self._attempt(handle)
+        return handle
+
+    def _attempt(self, handle: SimulatedRequest) -> None:
+        exchange = handle.exchange
+        try:
+            while isinstance(self.core.acquire(exchange, self.now), Lease):
+                if self._begin(handle):
+                    break
+        except AgentClosed as error:
+            exchange.fail(error, self.now)
+        self._carry_out()
+        self._look(handle)
+
+    def _begin(self, handle: SimulatedRequest) -> bool:
+        """Start on the granted connection; returns False if it was found dead and given back."""
+        exchange = handle.exchange
+        connection: Connection = exchange.lease.connection
+        link: Link = connection.transport
+        if connection.requests:
+            link.drain(self.now)
+            self.core.keep_sessions(connection)
+            if connection.dead is not None:
+                self.core.give_back(exchange, self.now)
+                return False
+        self.core.start(exchange, self.now)
+        self.core.watch(connection)
+        link.flush(self.now)
+        if isinstance(exchange.body, Body):
+            handle._pieces = exchange.body.pieces()
+            self._send_body(handle, link)
+        return True
+
+    def _send_body(self, handle: SimulatedRequest, link: Link) -> None:
+        """Send pieces of the body for as long as the network takes them."""
+        exchange, connection = handle.exchange, link.connection
+        while handle._pieces is not None and link.writable:
+            try:
+                piece = next(handle._pieces, None)
+            except Exception as error:  # noqa: BLE001 - the caller's iterator; its error is the caller's
+                handle.error = error
+                self._give_up(handle)
+                return
+            if piece is None:
+                connection.end_body(exchange, self.now)
+            elif connection.send_body(exchange, piece, self.now):
+                link.flush(self.now)
+                continue
+            handle._pieces = None
+            self._advance(link)
+
+    def _look(self, handle: SimulatedRequest) -> None:
+        """See whether the caller has what it waits for; repeat the request where that is safe."""
+        exchange = handle.exchange
+        if handle.done or not exchange.ready:
+            return
+        if exchange.error is not None:
+            handle._pieces = None
+            if not exchange.may_retry:
+                handle.error = exchange.error
+                self._give_up(handle)
+                return
+            if self.core.listening(exchange):
+                self.core.emit(Retried(exchange.plan.key.digest, cast("RequestError", exchange.error)), exchange)
+            exchange.start_over()
+            self._attempt(handle)
+        elif exchange.awaiting is Awaiting.END:
+            handle.response = Response(exchange)
+        else:
+            exchange.awaiting = Awaiting.BODY
+            handle.response = SimulatedStream(self, exchange)
+        if handle.done:
+            self._waiting.pop(exchange, None)
+
+    def _give_up(self, handle: SimulatedRequest) -> None:
+        """Leave nothing behind: no ticket, no lease, no connection with half an exchange on it."""
+        exchange = handle.exchange
+        self._waiting.pop(exchange, None)
+        handle._pieces = None
+        self.core.cancel(exchange, self.now)
+        if exchange.lease is not None:
+            connection: Connection = exchange.lease.connection
+            connection.drop(exchange, self.now, "dropped")
+            self._settle(connection, None)
+        self._carry_out()
+
+    # --- Carrying out what the core asks for --------------------------------------------------------------------------
+
+    def _advance(self, link: Link) -> None:
+        """Carry a connection's news over to the core, wake whoever waits for them."""
+        connection = link.connection
+        link.flush(self.now)
+        exchange = connection.exchange or connection.ended
+        self.core.keep_sessions(connection, exchange)
+        if link.dial is not None:
+            if connection.info is not None or connection.dead is not None:
+                self._handshake_over(link, link.dial)
+            return
+        if connection.ended is not None or connection.dead is not None:
+            self._settle(connection, exchange)
+        elif exchange is not None:
+            self.core.watch(connection)
+        handle = self._waiting.get(cast("Exchange", exchange))
+        if handle is not None:
+            self._look(handle)
+
+    def _settle(self, connection: Connection, exchange: Exchange | None) -> None:
+        freed = connection.ended is not None and connection.dead is None
+        self.core.settle(connection, self.now)
+        if freed and self.core.listening(exchange):
+            self.core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        while effects := self.core.effects():
+            for effect in effects:
+                self._execute(effect)
+
+    def _execute(self, effect: Effect) -> None:
+        if isinstance(effect, Grant):
+            exchange: Exchange = effect.ticket.user
+            exchange.ticket = None
+            exchange.lease = effect.lease
+            handle = self._waiting[exchange]
+            if not self._begin(handle):
+                self._attempt(handle)
+        elif isinstance(effect, Refuse):
+            exchange = effect.ticket.user
+            exchange.ticket = None
+            exchange.fail(effect.error, self.now)
+            self._look(self._waiting[exchange])
+        elif isinstance(effect, Connect):
+            self._dial(effect.attempt.user)
+        elif isinstance(effect, Close):
+            self._shut(effect.connection, effect.reason)
+
+    def _shut(self, connection: Connection, reason: str) -> None:
+        if not self.core.closed(connection, reason):
+            return
+        if connection.dead is None:
+            connection.close(reason)
+        link: Link = connection.transport
+        link.close(self.now)
+        self.links.remove(link)
+        if connection.info is not None and self.core.listening():
+            self.core.emit(Closed(connection.plan.key.digest, connection.info, reason))
+
+    # --- Dialling -----------------------------------------------------------------------------------------------------
+
+    def _dial(self, dial: Dial) -> None:
+        attempt = SimulatedDial(self, dial)
+        self.dials.append(attempt)
+        self.network.count(attempt.address)
+        if self.core.listening():
+            self.core.emit(Connecting(dial.plan.key.digest, *attempt.address))
+        attempt.enter("lookup", self.network.lookup, self.now)
+
+    def _dial_on(self, attempt: SimulatedDial) -> None:
+        """Carry an attempt whose present phase is over into the next."""
+        host = attempt.address[0]
+        if attempt.dial.phase == "lookup":
+            if host in self.network.unknown:
+                self._dial_failed(attempt, ResolutionError(f"getaddrinfo ENOTFOUND {host}", code="ENOTFOUND"))
+            else:
+                attempt.enter("connect", self.network.connect, self.now)
+        elif host in self.network.refusing:
+            attempt.refuse()
+        else:
+            attempt.accept()
+
+    def _open(self, attempt: SimulatedDial) -> None:
+        self.dials.remove(attempt)
+        dial = attempt.dial
+        digest = dial.plan.key.digest
+        if self.core.listening():
+            self.core.emit(Connected(digest, attempt.address))
+        addresses = (("127.0.0.1", 49_152 + len(self.peers)), attempt.address)
+        try:
+            connection = self.core.open(dial, self.now, self.wall + self.now, addresses=addresses)
+        except Exception as error:  # noqa: BLE001 - what a session store raised becomes the request's error
+            self.network.discount(attempt.address)
+            self._report_failure(dial, error)
+            return
+        peer = Peer(self.server, len(self.peers) + 1, attempt.address)
+        self.peers.append(peer)
+        link = connection.transport = Link(self.network, connection, peer, dial)
+        self.links.append(link)
+        link.flush(self.now)
+
+    def _handshake_over(self, link: Link, dial: Dial) -> None:
+        link.dial = None
+        connection = link.connection
+        if connection.info is None or connection.error is not None:
+            self._handshake_failed(
+                link, dial, connection.error or ConnectionLost("the connection closed during the handshake")
+            )
+            return
+        if self.core.listening():
+            self.core.emit(Secured(dial.plan.key.digest, connection.info))
+        self.core.connected(dial, connection, self.now)
+        self._carry_out()
+        if dial.on_done is not None:
+            dial.on_done(connection, None)
+
+    def _handshake_failed(self, link: Link, dial: Dial, error: BaseException) -> None:
+        link.dial = None
+        link.connection.abort("handshake")
+        self._shut(link.connection, "handshake")
+        self._report_failure(dial, error)
+
+    def _dial_failed(self, attempt: SimulatedDial, error: BaseException) -> None:
+        self.dials.remove(attempt)
+        self.network.discount(attempt.address)
+        self._report_failure(attempt.dial, error)
+
+    def _report_failure(self, dial: Dial, error: BaseException) -> None:
+        self.core.dial_failed(dial, error, self.now)
+        if self.core.listening():
+            self.core.emit(ConnectFailed(dial.plan.key.digest, error))
+        self._carry_out()
+        if dial.on_done is not None:
+            dial.on_done(None, error)
+
+    # --- Time ---------------------------------------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and everything happen that falls into it."""
+        until = self.now + seconds
+        self._run_due()
+        while (at := min(self._next_arrival(), self._next_deadline())) <= until:
+            self.now = max(self.now, at)
+            self._run_due()
+        self.now = until
+
+    def run_until_idle(self) -> None:
+        """
+        Let pass what time the network needs, until nothing is under way.
+
+        Deadlines that fall into that time strike; those beyond it do not, nor does a peer's silence end.
+        """
+        self._run_due()
+        while (at := self._next_arrival()) < math.inf:
+            self.now = max(self.now, min(at, self._next_deadline()))
+            self._run_due()
+
+    def _next_arrival(self) -> float:
+        """Return when the network or a peer has something to do by itself."""
+        times = [attempt.due for attempt in self.dials]
+        for link in self.links:
+            times += (link.up.next_arrival(), link.peer.next_deadline())
+            if self._reads(link):
+                times.append(link.down.next_arrival())
+        return min(times, default=math.inf)
+
+    def _next_deadline(self) -> float:
+        times = [attempt.dial.deadline for attempt in self.dials]
+        times += (link.dial.deadline for link in self.links if link.dial is not None)
+        times += (exchange.total_at for exchange in self._waiting if exchange.ticket is not None)
+        return min(self.core.next_deadline(), *times) if times else self.core.next_deadline()
+
+    def _reads(self, link: Link) -> bool:
+        connection = link.connection
+        if connection.reading_paused:
+            return False
+        return self._watch_idle or link.dial is not None or connection.exchange is not None
+
+    def _run_due(self) -> None:
+        """Do all that is due now: first what arrives, then what is overdue."""
+        for _ in range(_LIVELOCK):
+            if not (self._carry() or self._time_out()):
+                return
+        raise AssertionError("the simulation goes round in circles")
+
+    def _carry(self) -> bool:
+        moved = False
+        for attempt in list(self.dials):
+            if attempt in self.dials and attempt.due <= self.now:
+                moved = True
+                self._dial_on(attempt)
+        for link in list(self.links):
+            if link in self.links:
+                moved = self._carry_link(link) or moved
+        return moved
+
+    def _carry_link(self, link: Link) -> bool:
+        moved = link.carry_up(self.now)
+        handle = self._waiting.get(cast("Exchange", link.connection.exchange))
+        if handle is not None and handle._pieces is not None:
+            self._send_body(handle, link)
+        if not link.closed and self._reads(link) and (item := link.down.take(self.now)) is not None:
+            link.feed(item, self.now)
+            self._advance(link)
+            moved = True
+        return moved
+
+    def _time_out(self) -> bool:
+        if self._next_deadline() > self.now:
+            return False
+        for attempt in [a for a in self.dials if a.dial.deadline <= self.now]:
+            self._dial_failed(attempt, attempt.dial.overdue())
+        for link in list(self.links):
+            if link.dial is not None and link.dial.deadline <= self.now:
+                self._handshake_failed(link, link.dial, link.dial.overdue())
+        for exchange, handle in list(self._waiting.items()):
+            if exchange.ticket is not None and exchange.total_at <= self.now:
+                exchange.fail(exchange.total_timeout(), self.now)
+                self.core.cancel(exchange, self.now)
+                self._look(handle)
+        for connection in self.core.handle_timeout(self.now):
+            self._advance(connection.transport)
+        self._carry_out()
+        return True
+
+    # --- Life of the agent --------------------------------------------------------------------------------------------
+
+    def preconnect(self, origin: str, count: int = 1) -> int:
+        """Begin up to `count` connections that nobody waits for; returns how many the limits allowed."""
+        plan = self.core.origin_plan(origin)
+        placed = 0
+        while placed < count and self.core.preconnect(plan, self.now) is not None:
+            placed += 1
+        self._carry_out()
+        return placed
+
+    def close_idle(self) -> None:
+        """Close all idle connections."""
+        self.core.pool.close_idle(self.now)
+        self._carry_out()
+
+    def close(self, drain: float = 5.0) -> None:
+        """Refuse what waits, let active requests finish for up to `drain` simulated seconds, close everything."""
+        self._refuse()
+        until = self.now + drain
+        while self.core.busy and self.now < until:
+            self.advance(max(0.0, min(min(self._next_arrival(), self._next_deadline()), until) - self.now))
+        self.destroy()
+
+    def destroy(self) -> None:
+        """Close everything at once; waiting and active requests fail with `AgentClosed`."""
+        self._refuse()
+        for connection in self.core.living():
+            connection.fail(closed_error(), self.now, "agent_closed")
+            self._advance(connection.transport)
+            self._shut(connection, "agent_closed")
+
+    def _refuse(self) -> None:
+        self.core.pool.close(self.now)
+        self._carry_out()
+        for attempt in list(self.dials):
+            self._dial_failed(attempt, closed_error())
+        for link in list(self.links):
+            if link.dial is not None:
+                self._handshake_failed(link, link.dial, closed_error())
+
+    def stats(self) -> AgentStats:
+        """Return all counters, as `Agent.stats`."""
+        return self.core.stats()
+
+    def on(self, kind: type[Any], callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call `callback` with each event of class `kind`; returns the function that ends the subscription."""
+        return self.core.on(kind, callback)
