@@ -264,13 +264,8 @@ class Connection:
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
-    def start(self, exchange: Exchange, now: float) -> bool:
-        """
-        Begin an exchange; with a body of one piece, send it whole.
-
-        Returns:
-            Whether the request is complete; if not, the driver goes on with `send_body` and `end_body`.
-        """
+    def start(self, exchange: Exchange, now: float) -> None:
+        """Begin an exchange; unless its body is a `Body`, which the driver sends piece by piece, send the request whole."""
         http = self._http
         assert http is not None
         assert self.info is not None
@@ -290,9 +285,8 @@ class Connection:
         else:
             self._engine.write(head)
             exchange.progressed(now)
-            return False
+            return
         exchange.sent(now)
-        return True
 
     def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
         """Send a piece of the body; returns False once the exchange has ended, well or not, and needs no more."""

@@ -196,13 +196,8 @@ class AgentCore:
         reason = self._tally.last_reason(exchange.plan.key)
         return f"the last connection of this key was closed: {reason}" if reason else "first connection of this key"
 
-    def start(self, exchange: Exchange, now: float) -> bool:
-        """
-        Begin the exchange on the connection it was granted, which is its lease's alone. Takes no lock.
-
-        Returns:
-            Whether the request is complete; else the driver sends its body.
-        """
+    def start(self, exchange: Exchange, now: float) -> None:
+        """Begin the exchange on the connection it was granted, which is its lease's alone. Takes no lock."""
         connection = exchange.lease.connection
         if connection.requests:
             exchange.why_not_reused = None
@@ -210,8 +205,7 @@ class AgentCore:
                 self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
         elif connection.info.opened_at >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
-        complete: bool = connection.start(exchange, now)
-        return complete
+        connection.start(exchange, now)
 
     def give_back(self, exchange: Exchange, now: float) -> None:
         """Return a lease that was not used: its connection was found dead."""
@@ -357,10 +351,11 @@ class AgentCore:
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 
-    def watch(self, connection: Connection) -> None:
-        """Arm the timer of a connection anew; moving it later costs next to nothing."""
+    def watch(self, connection: Connection) -> float:
+        """Arm the timer of a connection anew and return its deadline; moving it later costs next to nothing."""
         deadline = connection.next_deadline()
         self._timers.set(connection.timer, None if deadline == math.inf else deadline)
+        return deadline
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due."""

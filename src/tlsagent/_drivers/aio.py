@@ -26,7 +26,7 @@ from tlsagent._core import AgentCore
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
-from tlsagent._drivers.sockets import drain, names_of, new_socket, unix_address, users_socket
+from tlsagent._drivers.sockets import drain, names_of, new_socket, peeker, unix_address, users_socket
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
@@ -62,7 +62,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self._agent = agent
         self._sock = sock
         self._buffer = agent._buffer
-        self._clock = agent._clock
+        self._peek = peeker(sock)
         self.connection = connection
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.handshake: asyncio.Future[None] | None = None
@@ -80,18 +80,18 @@ class _Protocol(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        now = self._clock()
+        now = time.monotonic()
         self.connection.receive_data(self._buffer[:nbytes], now)
         self.advance(now)
 
     def eof_received(self) -> bool:
-        now = self._clock()
+        now = time.monotonic()
         self.connection.receive_eof(now)
         self.advance(now)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        now = self._clock()
+        now = time.monotonic()
         if self.connection.dead is None:
             if isinstance(exc, OSError):
                 self.connection.receive_error(exc, now)
@@ -153,7 +153,7 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def drain(self, now: float) -> None:
         """Take in what the loop has not read yet; a proactor reads ahead, where nobody can look."""
-        if not self._agent._proactor:
+        if self._peek() and not self._agent._proactor:
             drain(self._sock, self.connection, self._buffer, now)
             if self.connection.sessions:
                 self._agent._core.keep_sessions(self.connection)
@@ -257,7 +257,8 @@ class AsyncAgent:
         said = build(AgentOptions, keywords)
         self._core = AgentCore(said if options is None else said.merged_over(options))
         self._loop: asyncio.AbstractEventLoop = cast("asyncio.AbstractEventLoop", None)
-        self._clock: Callable[[], float] = time.monotonic
+        free_socket_timeout = cast("float | None", self._core.options.free_socket_timeout)
+        self._free_socket_timeout = math.inf if free_socket_timeout is None else free_socket_timeout
         self._buffer = memoryview(bytearray(_READ_BUFFER))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -382,7 +383,7 @@ class AsyncAgent:
         return self._core.exchange(
             method,
             url,
-            self._clock(),
+            time.monotonic(),
             headers=headers,
             content=content,
             options=options,
@@ -409,7 +410,7 @@ class AsyncAgent:
             raise
 
     async def _attempt(self, exchange: Exchange) -> None:
-        now = self._clock()
+        now = time.monotonic()
         while isinstance(self._core.acquire(exchange, now), Lease):
             if self._begin(exchange, now):
                 break
@@ -423,7 +424,9 @@ class AsyncAgent:
 
     async def _wait_in_queue(self, exchange: Exchange) -> None:
         total = exchange.total_at
-        handle = None if total == math.inf else self._loop.call_at(total, self._total_passed, exchange)
+        handle = (
+            None if total == math.inf else self._loop.call_later(total - time.monotonic(), self._total_passed, exchange)
+        )
         try:
             while exchange.started_at is None and exchange.error is None:
                 await self._wait(exchange)
@@ -433,7 +436,7 @@ class AsyncAgent:
 
     def _total_passed(self, exchange: Exchange) -> None:
         if exchange.started_at is None and exchange.error is None:
-            now = self._clock()
+            now = time.monotonic()
             exchange.fail(exchange.total_timeout(), now)
             self._core.cancel(exchange, now)
             _wake(exchange)
@@ -449,12 +452,12 @@ class AsyncAgent:
             for piece in body.pieces():
                 if not await self._send_piece(exchange, protocol, piece):
                     return
-        now = self._clock()
+        now = time.monotonic()
         connection.end_body(exchange, now)
         protocol.advance(now)
 
     async def _send_piece(self, exchange: Exchange, protocol: _Protocol, piece: bytes | memoryview) -> bool:
-        now = self._clock()
+        now = time.monotonic()
         if not protocol.connection.send_body(exchange, piece, now):
             protocol.advance(now)
             return False
@@ -473,25 +476,25 @@ class AsyncAgent:
 
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         paused = exchange.paused
-        chunks = exchange.take_chunks(self._clock())
+        chunks = exchange.take_chunks(time.monotonic())
         if paused and exchange.lease is not None:
             connection: Connection = exchange.lease.connection
             self._core.watch(connection)
             connection.transport.resume_reading()
-            self._arm()
+            self._arm(time.monotonic())
         return chunks
 
     def _give_up(self, exchange: Exchange) -> None:
         """Leave nothing behind: no ticket, no lease, no connection with half an exchange on it."""
         if exchange.ticket is not None:
-            now = self._clock()
+            now = time.monotonic()
             self._core.cancel(exchange, now)
             self._carry_out(now)
         self._drop(exchange)
 
     def _drop(self, exchange: Exchange) -> None:
         if exchange.lease is not None:
-            now = self._clock()
+            now = time.monotonic()
             connection: Connection = exchange.lease.connection
             connection.drop(exchange, now, "dropped")
             self._settle(connection, None, now)
@@ -503,7 +506,7 @@ class AsyncAgent:
             self._loop.call_soon_threadsafe(self._drop_abandoned)
 
     def _drop_abandoned(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         self._core.drop_abandoned(now)
         self._carry_out(now)
 
@@ -517,11 +520,12 @@ class AsyncAgent:
             protocol.drain(now)
             if connection.dead is not None:
                 self._core.give_back(exchange, now)
+                self._carry_out(now)
                 return False
         self._core.start(exchange, now)
-        self._core.watch(connection)
         protocol.flush()
-        self._arm()
+        if self._core.watch(connection) < self._timer_at:
+            self._arm(now)
         return True
 
     def _begin_or_queue(self, exchange: Exchange, now: float) -> None:
@@ -539,13 +543,16 @@ class AsyncAgent:
         self._core.settle(connection, now)
         if freed and self._core.listening(exchange):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
-        self._carry_out(now)
+        if self._core.has_effects or self._quiet is not None:
+            self._carry_out(now)
+        elif now + self._free_socket_timeout < self._timer_at:
+            self._arm(now)
 
     def _carry_out(self, now: float) -> None:
         while effects := self._core.effects():
             for effect in effects:
                 self._execute(effect, now)
-        self._arm()
+        self._arm(now)
         if self._quiet is not None and not self._core.busy:
             self._quiet.set()
 
@@ -573,17 +580,17 @@ class AsyncAgent:
             if connection.info is not None and self._core.listening():
                 self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         due = self._core.next_deadline()
         if due < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self._loop.call_at(due, self._timer_fired)
+            self._timer = self._loop.call_later(due - now, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        now = self._clock()
+        now = time.monotonic()
         for connection in self._core.handle_timeout(now):
             connection.transport.advance(now)
         self._carry_out(now)
@@ -600,7 +607,7 @@ class AsyncAgent:
             error = closed_error()
         except Exception as exc:  # noqa: BLE001 - whatever a hook raised becomes the request's error
             error = exc
-        now = self._clock()
+        now = time.monotonic()
         if connection is not None:
             self._core.connected(dial, connection, now)
         else:
@@ -618,7 +625,7 @@ class AsyncAgent:
         if self._core.listening():
             self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
         try:
-            connection = self._core.open(dial, self._clock(), time.time(), addresses=addresses, raw=raw)
+            connection = self._core.open(dial, time.monotonic(), time.time(), addresses=addresses, raw=raw)
         except BaseException:
             sock.close()
             raise
@@ -636,7 +643,7 @@ class AsyncAgent:
         handshake = protocol.handshake
         assert handshake is not None
         try:
-            async with asyncio.timeout_at(_loop_time(dial.deadline)):
+            async with asyncio.timeout(_remaining(dial.deadline)):
                 await handshake
         except TimeoutError:
             raise dial.overdue() from None
@@ -656,15 +663,15 @@ class AsyncAgent:
         if route.path is not None:
             addresses = [unix_address(route.path)]
         else:
-            dial.enter("lookup", self._clock())
+            dial.enter("lookup", time.monotonic())
             try:
-                async with asyncio.timeout_at(_loop_time(dial.deadline)):
+                async with asyncio.timeout(_remaining(dial.deadline)):
                     addresses = await self._look_up(dial)
             except TimeoutError:
                 raise dial.overdue() from None
-        dial.enter("connect", self._clock())
+        dial.enter("connect", time.monotonic())
         try:
-            async with asyncio.timeout_at(_loop_time(dial.deadline)):
+            async with asyncio.timeout(_remaining(dial.deadline)):
                 return await self._race(Race(addresses))
         except TimeoutError:
             raise dial.overdue() from None
@@ -695,7 +702,7 @@ class AsyncAgent:
         running: dict[asyncio.Task[socket.socket], Address] = {}
         try:
             while not race.lost:
-                now = self._clock()
+                now = time.monotonic()
                 for address in race.due(now):
                     running[self._loop.create_task(self._connect_to(address))] = address
                 pause = race.next_deadline() - now
@@ -744,13 +751,13 @@ class AsyncAgent:
         plan = self._core.origin_plan(origin)
         waiting = []
         for _ in range(count):
-            dial = self._core.preconnect(plan, self._clock())
+            dial = self._core.preconnect(plan, time.monotonic())
             if dial is None:
                 break
             done: asyncio.Future[Connection] = self._loop.create_future()
             dial.on_done = _future_setter(done)
             waiting.append(done)
-        self._carry_out(self._clock())
+        self._carry_out(time.monotonic())
         connections = await asyncio.gather(*waiting)
         return ["resumed" if c.info is not None and c.info.session_reused else "full" for c in connections]
 
@@ -819,7 +826,7 @@ class AsyncAgent:
     def close_idle(self) -> None:
         """Close all idle connections."""
         if self._loop is not None:
-            now = self._clock()
+            now = time.monotonic()
             self._core.pool.close_idle(now)
             self._carry_out(now)
 
@@ -855,10 +862,10 @@ class AsyncAgent:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
         if self._loop is None or self._loop.is_closed():
             self._closed = True
-            self._core.pool.close(self._clock())
+            self._core.pool.close(time.monotonic())
             return
         self._refuse()
-        now = self._clock()
+        now = time.monotonic()
         for connection in self._core.living():
             if connection.info is not None:
                 connection.fail(closed_error(), now, "agent_closed")
@@ -871,7 +878,7 @@ class AsyncAgent:
     def _refuse(self) -> None:
         """Take no more requests, refuse those that wait, close what is idle or not yet open."""
         self._closed = True
-        now = self._clock()
+        now = time.monotonic()
         self._core.pool.close(now)
         self._carry_out(now)
         for task in self._dialling:
@@ -895,7 +902,6 @@ class AsyncAgent:
         if self._loop is not None:
             raise RuntimeError("an AsyncAgent belongs to one event loop: make one agent per loop")
         self._loop = loop
-        self._clock = loop.time
         self._proactor = type(loop).__name__ == "ProactorEventLoop"
 
 
@@ -922,8 +928,8 @@ def _future_setter(future: asyncio.Future[Any]) -> Callable[[object, BaseExcepti
     return set_outcome
 
 
-def _loop_time(deadline: float) -> float | None:
-    return None if deadline == math.inf else deadline
+def _remaining(deadline: float) -> float | None:
+    return None if deadline == math.inf else deadline - time.monotonic()
 
 
 def _not_yet(early_data: bool | Unset, expect_continue: bool) -> None:

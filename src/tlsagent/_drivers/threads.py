@@ -359,9 +359,12 @@ class Agent:
 
     def _still_good(self, connection: Connection, now: float) -> bool:
         """Look at a connection that served before: is there anything in it, and is it alive?"""
+        wire: Wire = connection.transport
+        if not wire.peek():
+            return True
         buffer = self._borrow()
         try:
-            drain(connection.transport.sock, connection, buffer, now)
+            drain(wire.sock, connection, buffer, now)
         finally:
             self._buffers.append(buffer)
         if connection.sessions:
