@@ -262,10 +262,15 @@ class Connection:
         if overdue is not None:
             self._fail(overdue, now, reason="timeout")
 
+    def check_idle(self, now: float) -> None:
+        """Note that it has been silent for too long, before it is used again; where no timer runs nobody else does."""
+        if self._inactivity is not None and now >= self._last_activity + self._inactivity:
+            self.dead = self.dead or "timeout"
+
     # --- Requests -----------------------------------------------------------------------------------------------------
 
     def start(self, exchange: Exchange, now: float) -> None:
-        """Begin an exchange; unless its body is a `Body`, which the driver sends piece by piece, send the request whole."""
+        """Begin an exchange, and send it whole unless its body is a `Body`: those the driver sends piece by piece."""
         http = self._http
         assert http is not None
         assert self.info is not None

@@ -29,7 +29,14 @@ from tlsagent._pool import Connect, Effect, Lease, Pool, Ticket
 from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally
 from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
-from tlsagent.errors import LocalProtocolError, quoted
+from tlsagent.errors import (
+    CertificateError,
+    ConnectionLost,
+    HandshakeError,
+    LocalProtocolError,
+    OptionTypeError,
+    quoted,
+)
 from tlsagent.events import Event, Reused, SessionTicket
 
 if TYPE_CHECKING:
@@ -299,7 +306,7 @@ class AgentCore:
             id=next(self._ids),
             now=now,
             wall=wall,
-            session=self._take_session(dial.plan.scope, wall),
+            session=None if dial.without_session else self._take_session(dial.plan.scope, wall),
             http=None if raw is not None else self._http1(self._http1_limits),
             raw=raw,
             addresses=addresses,
@@ -312,10 +319,30 @@ class AgentCore:
         if self.store is None:
             return None
         session = self.store.take(scope)
-        if session is not None and session.expires_at <= wall:
+        if session is None:
+            return None
+        if not isinstance(session, Session):
+            raise OptionTypeError(f"session_store.take() must return a Session or None, not {type(session).__name__}")
+        if session.expires_at <= wall:
             self.store.discard(scope)
             return None
         return session
+
+    def may_dial_again(self, dial: Dial, connection: Connection) -> bool:
+        """
+        Whether a failed handshake is to be tried once more, without a session. Takes no lock.
+
+        A server that answers an offered session with an alert or closes the connection may do so because of the session.
+        A refused certificate is not tried again, nor what ran out of time.
+        """
+        error = connection.error
+        refused = isinstance(error, (HandshakeError, ConnectionLost)) and not isinstance(error, CertificateError)
+        if not (refused and connection.session_offered) or dial.plan.key.route.socket is not None:
+            return False
+        dial.without_session = True
+        if self.store is not None:
+            self.store.discard(dial.plan.scope)
+        return True
 
     def connected(self, dial: Dial, connection: Connection, now: float) -> None:
         """Give a secured connection to the pool, which grants it to whoever waits longest."""

@@ -35,10 +35,21 @@ class Dial:
         attempt: The pool's, or None for a connection outside the pool.
         timings: Seconds by phase, filled as phases end.
         deadline: When the present phase is overdue.
+        without_session: Whether to offer no TLS session: the peer has refused one.
         on_done: Told the connection or the error at the end, by drivers that wait for one.
     """
 
-    __slots__ = ("_entered_at", "_timeouts", "attempt", "deadline", "on_done", "phase", "plan", "timings")
+    __slots__ = (
+        "_entered_at",
+        "_timeouts",
+        "attempt",
+        "deadline",
+        "on_done",
+        "phase",
+        "plan",
+        "timings",
+        "without_session",
+    )
 
     def __init__(self, plan: Plan, timeouts: Timeouts, attempt: Attempt[Connection] | None = None) -> None:
         self.plan = plan
@@ -46,6 +57,7 @@ class Dial:
         self.phase: Phase | None = None
         self.timings: dict[str, float] = {}
         self.deadline = math.inf
+        self.without_session = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
         self._timeouts = timeouts
         self._entered_at = 0.0

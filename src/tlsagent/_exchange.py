@@ -299,7 +299,7 @@ class Exchange:
                 self.fail(_too_large(self.max_size), self.now)
                 return
         elif self.held > HIGH_WATER and self.sent_at is not None:
-            # Not while the request is being sent: a server that writes before it has read all would wait for us, and we for it.
+            # Not before the request is sent: a server that answers before it has read all would wait for us, we for it.
             self.paused = True
             self.deadline = self.total_at
             return

@@ -133,7 +133,8 @@ class _Protocol(asyncio.BufferedProtocol):
         elif connection.ended is not None or connection.dead is not None:
             self._agent._settle(connection, exchange, now)
         elif exchange is not None:
-            self._agent._core.watch(connection)
+            if self._agent._core.watch(connection) < self._agent._timer_at:
+                self._agent._arm(now)
             if exchange.paused:
                 self.pause_reading()
         if exchange is not None and exchange.waker is not None and exchange.ready:
@@ -417,7 +418,7 @@ class AsyncAgent:
         else:
             self._carry_out(now)
             await self._wait_in_queue(exchange)
-        if isinstance(exchange.body, Body) and exchange.sent_at is None:
+        if isinstance(exchange.body, Body) and exchange.lease is not None:
             await self._send_body(exchange, exchange.body)
         while not exchange.ready:
             await self._wait(exchange)
@@ -517,6 +518,7 @@ class AsyncAgent:
         connection: Connection = exchange.lease.connection
         protocol: _Protocol = connection.transport
         if connection.requests:
+            connection.check_idle(now)
             protocol.drain(now)
             if connection.dead is not None:
                 self._core.give_back(exchange, now)
@@ -622,9 +624,9 @@ class AsyncAgent:
         """Return a connection whose handshake is complete and whose peer is verified."""
         sock = await self._transport_socket(dial)
         addresses = names_of(sock)
-        if self._core.listening():
-            self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
         try:
+            if self._core.listening():
+                self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
             connection = self._core.open(dial, time.monotonic(), time.time(), addresses=addresses, raw=raw)
         except BaseException:
             sock.close()
@@ -633,9 +635,11 @@ class AsyncAgent:
         try:
             await self._loop.create_connection(lambda: protocol, sock=sock)
             await self._handshake(dial, protocol)
-        except BaseException:
+        except BaseException as error:
             connection.abort("handshake")
             self._shut(connection, "handshake")
+            if isinstance(error, RequestError) and self._core.may_dial_again(dial, connection):
+                return await self._open(dial, raw)
             raise
         return connection
 
@@ -679,9 +683,10 @@ class AsyncAgent:
     async def _look_up(self, dial: Dial) -> list[Address]:
         route = dial.plan.key.route
         if route.lookup is not None:
-            answer = route.lookup(route.host, 0)
-            if inspect.isawaitable(answer):
-                answer = await answer
+            with _resolver.hook_errors(route.host):
+                answer = route.lookup(route.host, 0)
+                if inspect.isawaitable(answer):
+                    answer = await answer
             return _resolver.from_hook(route.host, answer, route.port)
         addresses = _resolver.literal(route.host, route.port)
         if addresses is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Race
@@ -83,7 +83,7 @@ class Dialling:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-        if self.connection is not None and (self.error is not None or self.connection.info is None):
+        if self.connection is not None:
             self.connection.abort("handshake")
             self.connection.transport.close(self.connection)
 
@@ -111,7 +111,8 @@ class Dialling:
             return
         self.dial.enter("lookup", time.monotonic())
         if route.lookup is not None:
-            answer: Any = route.lookup(route.host, 0)
+            with _resolver.hook_errors(route.host):
+                answer: object = route.lookup(route.host, 0)
             self._connect(_resolver.from_hook(route.host, answer, route.port))
         elif (addresses := _resolver.literal(route.host, route.port)) is not None:
             self._connect(addresses)
@@ -161,9 +162,9 @@ class Dialling:
 
     def _open(self, sock: socket.socket) -> None:
         addresses = names_of(sock)
-        if self._core.listening():
-            self._core.emit(Connected(self.dial.plan.key.digest, addresses[1]))
         try:
+            if self._core.listening():
+                self._core.emit(Connected(self.dial.plan.key.digest, addresses[1]))
             connection = self._core.open(self.dial, time.monotonic(), time.time(), addresses=addresses, raw=self._raw)
         except BaseException:
             sock.close()
@@ -178,11 +179,21 @@ class Dialling:
         wire.receive(connection, buffer, now)
         wire.flush(connection, now)
         if connection.error is not None or (connection.dead is not None and connection.info is None):
+            if self._core.may_dial_again(self.dial, connection):
+                self._start_over(connection)
+                return
             raise connection.error or ConnectionLost("the connection closed during the handshake")
         if connection.info is not None:
             self.done = True
             if self._core.listening():
                 self._core.emit(Secured(self.dial.plan.key.digest, connection.info))
+
+    def _start_over(self, connection: Connection) -> None:
+        connection.transport.close(connection)
+        self._core.closed(connection, "handshake")
+        self.connection = None
+        self._race = None
+        self._begun = False
 
 
 def _outcome(sock: socket.socket) -> int | None:

@@ -8,18 +8,21 @@ at the same time are one. Nothing is cached: the system's resolver does that.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import queue
 import socket
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from tlsagent._drivers.addresses import Address
 from tlsagent._options import is_ip_address
-from tlsagent.errors import OptionTypeError, ResolutionError, quoted
+from tlsagent.errors import OptionTypeError, ResolutionError, TLSAgentError, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
 _MAX_THREADS: Final = 4
 
@@ -110,9 +113,23 @@ def literal(host: str, port: int) -> list[Address] | None:
     return [_address(family, sockaddr) for family, _, _, _, sockaddr in found[:1]]
 
 
-def from_hook(host: str, answer: Sequence[str], port: int) -> list[Address]:
+@contextlib.contextmanager
+def hook_errors(host: str) -> Iterator[None]:
+    """Turn what a `lookup` hook raises into the error of the look-up, with it as the cause."""
+    try:
+        yield
+    except TLSAgentError:
+        raise
+    except Exception as error:
+        text = f"{quoted(host)} was not resolved: lookup raised {type(error).__name__}: {quoted(str(error))}"
+        raise ResolutionError(text, code=str(getattr(error, "code", "ENOTFOUND")), phase="lookup") from error
+
+
+def from_hook(host: str, answer: object, port: int) -> list[Address]:
     """Return the addresses that a `lookup` hook gave as strings."""
-    if isinstance(answer, (str, bytes)):
+    if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
+        if inspect.iscoroutine(answer):
+            answer.close()
         raise OptionTypeError(f"lookup must return a list of address strings, not {type(answer).__name__}")
     addresses = []
     for item in answer:

@@ -360,8 +360,9 @@ class Agent:
     def _still_good(self, connection: Connection, now: float) -> bool:
         """Look at a connection that served before: is there anything in it, and is it alive?"""
         wire: Wire = connection.transport
+        connection.check_idle(now)
         if not wire.peek():
-            return True
+            return connection.dead is None
         buffer = self._borrow()
         try:
             drain(wire.sock, connection, buffer, now)
@@ -440,25 +441,30 @@ class Agent:
             self._buffers.append(buffer)
 
     def _report(self, dialling: Dialling, waiter: _Waiter | None) -> None:
-        """Tell the pool how an attempt ended."""
-        now = time.monotonic()
+        """Tell the pool how an attempt ended, and whoever listens."""
         connection, error = dialling.connection, dialling.error
         with self._lock:
             if waiter is not None:
                 waiter.dialling = None
-            if error is None:
-                assert connection is not None
-                self._core.connected(dialling.dial, connection, now)
-            else:
-                if connection is not None:
-                    self._core.closed(connection, "handshake")
-                self._core.dial_failed(dialling.dial, error, now)
+            self._conclude(dialling)
             actions = self._collect()
         self._do(actions)
         if connection is not None and connection.sessions:
             self._core.keep_sessions(connection)
         if error is not None and self._core.listening():
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
+
+    def _conclude(self, dialling: Dialling) -> None:
+        """Tell the pool how an attempt ended; call with the lock held."""
+        now = time.monotonic()
+        connection = dialling.connection
+        if dialling.error is None:
+            assert connection is not None
+            self._core.connected(dialling.dial, connection, now)
+            return
+        if connection is not None:
+            self._core.closed(connection, "handshake")
+        self._core.dial_failed(dialling.dial, dialling.error, now)
 
     def _leave_queue(self, exchange: Exchange, waiter: _Waiter) -> None:
         """Stop waiting; a half-open attempt goes to another waiter of the key, or is closed."""
@@ -472,7 +478,9 @@ class Agent:
             waiters = self._waiters[key]
             waiters.remove(waiter)
             dialling, waiter.dialling = waiter.dialling, None
-            if dialling is not None:
+            if dialling is not None and dialling.done:
+                self._conclude(dialling)
+            elif dialling is not None:
                 heir = _first_free(waiters)
                 if heir is not None:
                     heir.dialling = dialling
@@ -546,10 +554,10 @@ class Agent:
         with self._lock:
             self._core.settle(connection, now)
             actions = self._collect() if self._core.has_effects else None
-        if freed and self._core.listening(exchange):
-            self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         if actions is not None:
             self._do(actions)
+        if freed and self._core.listening(exchange):
+            self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
     def _borrow(self) -> memoryview:
         try:
@@ -621,8 +629,10 @@ class Agent:
             if connection.dead is None:
                 connection.close(reason)
             connection.transport.close(connection)
-            if connection.info is not None and self._core.listening():
-                self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
+        if self._core.listening():
+            for connection, reason in actions.closing:
+                if connection.info is not None:
+                    self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
