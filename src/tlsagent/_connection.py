@@ -256,6 +256,9 @@ class Connection:
     def handle_timeout(self, now: float) -> None:
         """Fail what is overdue."""
         exchange = self.exchange
+        if exchange is None and self._raw is None:
+            self.check_idle(now)
+            return
         overdue: RequestError | None = exchange.overdue(now) if exchange is not None else None
         if overdue is None and self._inactivity is not None and now >= self._last_activity + self._inactivity:
             overdue = InactivityTimeout(f"the connection was silent for {self._inactivity:g} s (timeout)")
@@ -263,9 +266,9 @@ class Connection:
             self._fail(overdue, now, reason="timeout")
 
     def check_idle(self, now: float) -> None:
-        """Note that it has been silent for too long, before it is used again; where no timer runs nobody else does."""
+        """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
         if self._inactivity is not None and now >= self._last_activity + self._inactivity:
-            self.dead = self.dead or "timeout"
+            self.close("timeout")
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 

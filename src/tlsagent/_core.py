@@ -332,8 +332,8 @@ class AgentCore:
         """
         Whether a failed handshake is to be tried once more, without a session. Takes no lock.
 
-        A server that answers an offered session with an alert or closes the connection may do so because of the session.
-        A refused certificate is not tried again, nor what ran out of time.
+        A server that answers an offered session with an alert, or closes the connection, may do so because of the
+        session. A refused certificate is not tried again, nor what ran out of time.
         """
         error = connection.error
         refused = isinstance(error, (HandshakeError, ConnectionLost)) and not isinstance(error, CertificateError)
@@ -356,10 +356,8 @@ class AgentCore:
 
     def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:
         """End an attempt without a connection; None abandons it."""
-        if error is not None:
-            dial.describe(error)
         if dial.attempt is not None:
-            self.pool.connect_failed(dial.attempt, error, now)
+            self.pool.connect_failed(dial.attempt, error and dial.describe(error), now)
 
     def closed(self, connection: Connection, reason: str) -> bool:
         """Count a connection whose transport was closed by the driver; returns whether this was the first call."""

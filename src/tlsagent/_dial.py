@@ -6,10 +6,19 @@ Drivers carry it out; since nothing of a thread or task is in it, one thread can
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from tlsagent.errors import ConnectTimeout, HandshakeTimeout, Phase, RequestError, RequestTimeout, ResolutionTimeout
+from tlsagent.errors import (
+    ConnectError,
+    ConnectTimeout,
+    HandshakeTimeout,
+    Phase,
+    RequestError,
+    RequestTimeout,
+    ResolutionTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +86,13 @@ class Dial:
         error, text = _TIMEOUT_ERRORS[self.phase]
         return error(text.format(getattr(self._timeouts, self.phase)), phase=self.phase)
 
-    def describe(self, error: BaseException) -> None:
-        """Add the facts of the attempt to its error."""
+    def describe(self, error: BaseException) -> BaseException:
+        """Return the error of the attempt as users see it, with its facts; an OS error becomes a `ConnectError`."""
+        if isinstance(error, OSError) and not isinstance(error, RequestError):
+            cause, code = error, errno.errorcode.get(error.errno or 0)
+            error = ConnectError(f"no connection: {code} ({cause.strerror or cause})", code=code)
+            error.__cause__ = cause
         if isinstance(error, RequestError):
             error.phase = error.phase or self.phase
             error.key = error.key or self.plan.key.digest
+        return error

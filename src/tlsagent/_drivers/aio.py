@@ -608,7 +608,7 @@ class AsyncAgent:
         except asyncio.CancelledError:
             error = closed_error()
         except Exception as exc:  # noqa: BLE001 - whatever a hook raised becomes the request's error
-            error = exc
+            error = dial.describe(exc)
         now = time.monotonic()
         if connection is not None:
             self._core.connected(dial, connection, now)
@@ -816,9 +816,11 @@ class AsyncAgent:
         dial = self._core.raw_dial(host, port, build(ConnectionOptions, options), timeouts)
         try:
             connection = await self._open(dial, stream)
-        except BaseException as error:
-            dial.describe(error)
-            raise
+        except Exception as error:
+            described = dial.describe(error)
+            if described is error:
+                raise
+            raise described from error
         protocol: _Protocol = connection.transport
         raw: AsyncRawConnection | RawTransport
         if protocol_factory is None:

@@ -74,7 +74,7 @@ class Dialling:
             if not self.done and time.monotonic() >= self.dial.deadline:
                 raise self.dial.overdue()
         except Exception as error:  # noqa: BLE001 - whatever a hook raised becomes the request's error
-            self.error = error
+            self.error = self.dial.describe(error)
             self.close()
 
     def close(self) -> None:
@@ -145,7 +145,11 @@ class Dialling:
             if code is not None:
                 self._failed(race, sock, address, code)
         for address in race.due(time.monotonic()):
-            sock = new_socket(address)
+            try:
+                sock = new_socket(address)
+            except OSError as error:
+                race.failed(address, error)
+                continue
             self._sockets[sock] = address
             code = sock.connect_ex(address.sockaddr)
             if code not in _IN_PROGRESS:

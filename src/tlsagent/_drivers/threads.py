@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import PoolKey
     from tlsagent._options import AgentOptionsDict
@@ -422,7 +423,7 @@ class Agent:
     def _dial_on(self, dialling: Dialling, waiter: _Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
         if waiter.wake_up is None:
-            waiter.wake_up = self._wake_ups.popleft() if self._wake_ups else _WakeUp()
+            waiter.wake_up = self._wake_ups.popleft() if self._wake_ups else _new_wake_up(dialling.dial)
             dialling.wake = waiter.wake
         waiter.wake_up.clear()
         self._step(dialling)
@@ -665,9 +666,10 @@ class Agent:
 
     def _dial_alone(self, dialling: Dialling) -> None:
         """Carry out an attempt that nobody waits for."""
-        wake_up = _WakeUp()
-        dialling.wake = wake_up.set
+        wake_up: _WakeUp | None = None
         try:
+            wake_up = _new_wake_up(dialling.dial)
+            dialling.wake = wake_up.set
             while not dialling.done:
                 self._step(dialling)
                 if not dialling.done:
@@ -679,7 +681,8 @@ class Agent:
             raise
         finally:
             self._report(dialling, None)
-            wake_up.close()
+            if wake_up is not None:
+                wake_up.close()
 
     def connect(
         self,
@@ -770,6 +773,13 @@ class Agent:
         if exc_type is not None:
             self.destroy()
         self.close()
+
+
+def _new_wake_up(dial: Dial) -> _WakeUp:
+    try:
+        return _WakeUp()
+    except OSError as error:
+        raise dial.describe(error) from error
 
 
 def _first_free(waiters: Iterable[_Waiter]) -> _Waiter | None:
