@@ -9,7 +9,7 @@ belongs to whoever holds its lease; it takes no locks.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine
@@ -112,6 +112,21 @@ class ConnectionInfo:
         return f"<ConnectionInfo {self.id} {self.remote_address} {self.protocol_version} {self.cipher} {resumed}>"
 
 
+class SocketLimits(NamedTuple):
+    """
+    When a connection that works is not used again.
+
+    Attributes:
+        max_lifetime: Seconds from the end of its handshake, or None.
+        max_requests: Requests, or None.
+        hint_margin: Seconds taken off the peer's `Keep-Alive: timeout`.
+    """
+
+    max_lifetime: float | None
+    max_requests: int | None
+    hint_margin: float
+
+
 class RawSink(Protocol):
     """Who receives the plaintext of a connection that carries no HTTP."""
 
@@ -135,6 +150,7 @@ class Connection:
         sessions: News: TLS sessions that came.
         dead: News: one word for why it can carry nothing more, or None. What is left to send may still be sent.
         error: Why it died, if an error says so.
+        idle_for: Seconds it may be idle by the peer's word, infinity if it gave none.
         bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
         dial_timings: Seconds that lookup, connect and handshake took.
         timer: The agent's; opaque here.
@@ -148,7 +164,9 @@ class Connection:
         "_id",
         "_inactivity",
         "_last_activity",
+        "_limits",
         "_raw",
+        "_retires_at",
         "bytes_received",
         "bytes_sent",
         "dead",
@@ -156,6 +174,7 @@ class Connection:
         "ended",
         "error",
         "exchange",
+        "idle_for",
         "info",
         "plan",
         "requests",
@@ -179,6 +198,7 @@ class Connection:
         raw: RawSink | None,
         addresses: tuple[object, object],
         dial_timings: dict[str, float],
+        limits: SocketLimits,
     ) -> None:
         identity = plan.key.identity
         self.plan = plan
@@ -188,6 +208,9 @@ class Connection:
         self._addresses = addresses
         self._inactivity = plan.inactivity
         self._last_activity = now
+        self._limits = limits
+        self._retires_at = math.inf
+        self.idle_for = math.inf
         self._engine = TLSEngine(
             context,
             verified_name=identity.verified_name,
@@ -269,6 +292,8 @@ class Connection:
         """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
         if self._inactivity is not None and now >= self._last_activity + self._inactivity:
             self.close("timeout")
+        elif now >= self._retires_at:
+            self.close("max_lifetime")
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -381,6 +406,8 @@ class Connection:
         why = None
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
+        if self._limits.max_lifetime is not None:
+            self._retires_at = now + self._limits.max_lifetime
         self.info = ConnectionInfo(
             facts,
             id=self._id,
@@ -423,6 +450,21 @@ class Connection:
             if self.exchange is exchange:
                 raise ConnectionLost("the peer closed the connection before the response was complete")
 
+    def _why_not_reusable(self, http: HTTP1Engine, now: float) -> str | None:
+        """The one place that says whether another request may follow: None if so, else why not."""
+        if not http.reusable():
+            if not http.request_complete:
+                return "early_response"
+            return "unsolicited_data" if http.has_leftover else "connection_close"
+        limits = self._limits
+        if limits.max_requests is not None and self.requests >= limits.max_requests:
+            return "max_requests"
+        if now >= self._retires_at:
+            return "max_lifetime"
+        hint = http.idle_hint
+        self.idle_for = math.inf if hint is None else hint - limits.hint_margin
+        return None if self.idle_for > 0 else "keep_alive_hint"
+
     def _settle(self, exchange: Exchange, now: float) -> None:
         """Let go of the exchange if it has ended; keep the connection only if it may be used again."""
         if exchange.complete:
@@ -430,8 +472,9 @@ class Connection:
             assert http is not None
             self.exchange = None
             self.ended = exchange
-            if not http.reusable():
-                self.dead = self.dead or _why_not_reusable(http)
+            why_not = self._why_not_reusable(http, now)
+            if why_not is not None and self.dead is None:
+                self.close(why_not)
         elif exchange.error is not None:
             self._fail(exchange.error, now)
 
@@ -445,12 +488,6 @@ def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:
         f'the server {what} by ALPN, and a request needs HTTP/1.1: have alpn_protocols offer only "http/1.1"',
         code="ERR_TLSAGENT_ALPN",
     )
-
-
-def _why_not_reusable(http: HTTP1Engine) -> str:
-    if not http.request_complete:
-        return "early_response"
-    return "unsolicited_data" if http.has_leftover else "connection_close"
 
 
 def _os_code(error: OSError) -> str:

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
-from tlsagent._connection import Connection, RawSink
+from tlsagent._connection import Connection, RawSink, SocketLimits
 from tlsagent._deadlines import Deadlines, Timer
 from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange
@@ -79,6 +79,9 @@ class AgentCore:
             self.store = MemorySessionStore(options.max_cached_sessions, _SESSIONS_PER_SCOPE)
         self._http1 = http1_engine(options.http1_engine)
         self._http1_limits: Http1Options = options.http1
+        self._socket_limits = SocketLimits(
+            options.max_lifetime, options.max_requests_per_socket, options.keep_alive_hint_margin
+        )
         # keep_alive false and sockets unlimited: no connection is used twice, and the server is told, as by Node.
         self._persistent = options.keep_alive or options.max_sockets is not None
         self._plans: OrderedDict[str, Plan] = OrderedDict()
@@ -227,7 +230,8 @@ class AgentCore:
             connection.ended = None
             lease, exchange.lease = exchange.lease, None
             if lease is not None:
-                self.pool.release(lease, now, reusable=connection.dead is None, reason=connection.dead or "")
+                dead = connection.dead
+                self.pool.release(lease, now, reusable=dead is None, reason=dead or "", idle_for=connection.idle_for)
         if connection.dead is not None:
             self.pool.connection_lost(connection, now, connection.dead)
 
@@ -311,6 +315,7 @@ class AgentCore:
             raw=raw,
             addresses=addresses,
             dial_timings=dial.timings,
+            limits=self._socket_limits,
         )
         self._tally.opened(connection)
         return connection

@@ -95,6 +95,11 @@ class Deadlines(Generic[T]):
             _drop_entry(heappop(heap))
         return heap[0][0] if heap else None
 
+    def due(self, now: float) -> bool:
+        """Return whether a timer may be due; never False while one is. Cheaper than asking which."""
+        heap = self._heap
+        return bool(heap) and heap[0][0] <= now
+
     def earliest(self) -> T | None:
         """Return the owner of the timer with the earliest deadline, or None while no timer is armed."""
         timer = self._front()

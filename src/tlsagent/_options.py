@@ -308,6 +308,9 @@ _AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_free_sockets": _count_or_zero,
     "scheduling": _one_of("lifo", "fifo"),
     "free_socket_timeout": _duration,
+    "max_lifetime": _duration,
+    "max_requests_per_socket": _count,
+    "keep_alive_hint_margin": _margin,
     "max_cached_sessions": _bounded,
     "session_store": _store,
     "retry": _boolean,
@@ -608,6 +611,11 @@ class AgentOptions(ConnectionOptions):
         max_free_sockets: Idle connections kept per key; 0 keeps none. Default 256.
         scheduling: Which idle connection serves next: the last freed ("lifo", the default) or the first ("fifo").
         free_socket_timeout: Seconds an idle connection is kept. Default 60.
+        max_lifetime: Seconds after its handshake from which a connection takes no further request. Default None.
+        max_requests_per_socket: Requests that one connection serves. Default None.
+        keep_alive_hint_margin: Seconds taken off the server's `Keep-Alive: timeout=N`, which shortens the time that a
+            connection may be idle, so that it is not used just when the server closes it (Node:
+            agentKeepAliveTimeoutBuffer, in milliseconds). Default 1.
         max_cached_sessions: Scopes whose TLS sessions the built-in store remembers (8 sessions each); 0 turns
             resumption off. Default 100.
         session_store: A `SessionStore` in place of the built-in one.
@@ -625,9 +633,9 @@ class AgentOptions(ConnectionOptions):
     max_free_sockets: int | Unset | None = UNSET
     scheduling: Literal["lifo", "fifo"] | Unset = UNSET
     free_socket_timeout: float | Unset | None = UNSET
-    max_lifetime: Any = UNSET
-    max_requests_per_socket: Any = UNSET
-    keep_alive_hint_margin: Any = UNSET
+    max_lifetime: float | None | Unset = UNSET
+    max_requests_per_socket: int | None | Unset = UNSET
+    keep_alive_hint_margin: float | Unset = UNSET
     dial_delay: Any = UNSET
     max_cached_sessions: int | Unset = UNSET
     session_store: Any = UNSET
@@ -689,6 +697,9 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     max_free_sockets: int | Unset | None
     scheduling: Literal["lifo", "fifo"] | Unset
     free_socket_timeout: float | Unset | None
+    max_lifetime: float | None | Unset
+    max_requests_per_socket: int | None | Unset
+    keep_alive_hint_margin: float | Unset
     max_cached_sessions: int | Unset
     session_store: Any
     retry: bool | Unset
@@ -748,6 +759,9 @@ DEFAULTS: Final = AgentOptions(
     max_free_sockets=256,
     scheduling="lifo",
     free_socket_timeout=60,
+    max_lifetime=None,
+    max_requests_per_socket=None,
+    keep_alive_hint_margin=1,
     max_cached_sessions=_DEFAULT_CACHED_SESSIONS,
     session_store=None,
     retry=True,

@@ -242,7 +242,8 @@ class Pool(Generic[C]):
         self._closed = False
         self._buckets: dict[Hashable, _Bucket[C]] = {}
         self._slots: dict[C, _Slot[C]] = {}  # every connection, by itself
-        self._idle: OrderedDict[_Slot[C], None] = OrderedDict()  # of all keys, in order of release, hence of expiry
+        self._idle: OrderedDict[_Slot[C], None] = OrderedDict()  # of all keys, in order of release
+        self._expiries: Deadlines[_Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
         self._wanting: Deadlines[_Bucket[C]] = Deadlines()  # ordered by ticket, not by time
         self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
         self._effects: list[Effect] = []
@@ -288,7 +289,9 @@ class Pool(Generic[C]):
         self._settle(bucket)
         return ticket
 
-    def release(self, lease: Lease[C], now: float, *, reusable: bool, reason: str = "not_reusable") -> None:
+    def release(
+        self, lease: Lease[C], now: float, *, reusable: bool, reason: str = "not_reusable", idle_for: float = inf
+    ) -> None:
         """
         Give a lease back.
 
@@ -297,6 +300,7 @@ class Pool(Generic[C]):
             now: Current time.
             reusable: Whether the connection may serve again.
             reason: Why not, for the statistics.
+            idle_for: Seconds it may lie idle, where that is less than `free_socket_timeout`.
         """
         slot = lease._slot
         if slot.lease is not lease:
@@ -304,6 +308,7 @@ class Pool(Generic[C]):
         slot.lease = None
         if slot.gone:
             return
+        slot.idle_for = idle_for
         bucket = slot.bucket
         if not reusable or self._closed:
             self._drop(slot, "agent_closed" if self._closed else reason)
@@ -390,9 +395,10 @@ class Pool(Generic[C]):
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` has something to do, or None."""
         queue = self._queue_deadlines.next()
-        idle = next(iter(self._idle)).expires_at if self._idle else inf
-        earliest = idle if queue is None else min(queue, idle)
-        return None if earliest == inf else earliest
+        idle = self._expiries.next()
+        if queue is None or idle is None:
+            return idle if queue is None else queue
+        return min(queue, idle)
 
     def handle_timeout(self, now: float) -> None:
         """Refuse the tickets and close the idle connections whose time has come."""
@@ -493,13 +499,15 @@ class Pool(Generic[C]):
 
     def _park(self, slot: _Slot[C], now: float) -> None:
         bucket = slot.bucket
-        slot.expires_at = now + self._free_socket_timeout
+        idle_for = min(self._free_socket_timeout, slot.idle_for)
+        slot.expires_at = now + idle_for
+        self._expiries.set(slot.timer, None if idle_for == inf else slot.expires_at)
         bucket.idle[slot] = None
         self._idle[slot] = None
         if len(bucket.idle) > self._max_free_sockets:
             self._evict(next(iter(bucket.idle)), "max_free_sockets")
         # Nobody watches the clock in a driver without timers: let each release bury up to two of the dead.
-        if self._expire_oldest(now):
+        if self._expiries.due(now) and self._expire_oldest(now):
             self._expire_oldest(now)
 
     def _unpark(self, slot: _Slot[C]) -> None:
@@ -507,11 +515,11 @@ class Pool(Generic[C]):
         del self._idle[slot]
 
     def _expire_oldest(self, now: float) -> bool:
-        for slot in self._idle:
-            if slot.expires_at > now:
-                break
-            self._evict(slot, "free_socket_timeout")
-            return True
+        while (slot := self._expiries.earliest()) is not None and slot.expires_at <= now:
+            if slot in self._idle:
+                self._evict(slot, "free_socket_timeout")
+                return True
+            self._expiries.set(slot.timer, None)  # leased since: its next release arms it anew
         return False
 
     def _evict(self, slot: _Slot[C], reason: str) -> None:
@@ -522,6 +530,7 @@ class Pool(Generic[C]):
 
     def _drop(self, slot: _Slot[C], reason: str) -> None:
         """Close a connection that is neither idle nor any use to its lease."""
+        self._expiries.discard(slot.timer)
         slot.gone = True
         del self._slots[slot.connection]
         slot.bucket.connections -= 1
@@ -641,7 +650,7 @@ class Pool(Generic[C]):
 class _Slot(Generic[C]):
     """One connection of the pool."""
 
-    __slots__ = ("bucket", "connection", "expires_at", "gone", "lease", "served")
+    __slots__ = ("bucket", "connection", "expires_at", "gone", "idle_for", "lease", "served", "timer")
 
     def __init__(self, connection: C, bucket: _Bucket[C]) -> None:
         self.connection = connection
@@ -649,7 +658,9 @@ class _Slot(Generic[C]):
         self.lease: Lease[C] | None = None  # the one that is out, even after the connection is gone
         self.served = False
         self.gone = False
+        self.idle_for = inf  # said at the last release
         self.expires_at = inf  # while idle
+        self.timer: Timer[_Slot[C]] = Timer(self)
 
 
 class _Bucket(Generic[C]):

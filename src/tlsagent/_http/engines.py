@@ -45,6 +45,11 @@ class HTTP1Engine(Protocol):
         """Whether the peer sent bytes beyond the response."""
         ...
 
+    @property
+    def idle_hint(self) -> int | None:
+        """Seconds that the last response allows the connection to be idle (`Keep-Alive: timeout`), or None."""
+        ...
+
     def start(self, head: RequestHead) -> bytes:
         """Return the bytes of a request's head."""
         ...

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import h11
 
-from tlsagent._http.messages import Headers, RequestWriter, ResponseHead, tokens
+from tlsagent._http.messages import Headers, RequestWriter, ResponseHead, idle_hint, tokens
 from tlsagent.errors import ConnectionLost, RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class H11Engine:
 
     Attributes:
         has_leftover: Whether the peer sent bytes beyond a response.
+        idle_hint: Seconds that the last response allows the connection to be idle (`Keep-Alive: timeout`), or None.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class H11Engine:
         "_to_head",
         "_writer",
         "has_leftover",
+        "idle_hint",
     )
 
     name = "h11"
@@ -91,6 +93,7 @@ class H11Engine:
         self._got = 0
         self._overhead = 0
         self.has_leftover = False
+        self.idle_hint: int | None = None
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -252,6 +255,7 @@ class H11Engine:
         length = None
         chunked = False
         persistent = self._keep_alive and response.http_version == "HTTP/1.1"
+        self.idle_hint = None
         for name, value in raw:
             # h11 has judged the values: one length of digits only, no coding but "chunked".
             match name.lower():
@@ -259,6 +263,8 @@ class H11Engine:
                     length = int(value)
                 case b"transfer-encoding":
                     chunked = True
+                case b"keep-alive":
+                    self.idle_hint = idle_hint(value)
                 case b"connection":
                     persistent = persistent and b"close" not in tokens(value)
         self._keep_alive = persistent

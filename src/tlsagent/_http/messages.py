@@ -260,6 +260,15 @@ def trailer_fields(fields: CallerFields) -> list[Field]:
     return checked
 
 
+def idle_hint(value: bytes) -> int | None:
+    """Return N of `timeout=N` in a Keep-Alive field, in whatever case and order its parameters come, or None."""
+    for parameter in tokens(value):
+        name, _, seconds = parameter.partition(b"=")
+        if name.strip() == b"timeout" and seconds.strip().isdigit():
+            return int(seconds.strip()[:9])
+    return None
+
+
 def tokens(value: bytes) -> list[bytes]:
     """Return the items of a comma-separated value in lower case."""
     return [item.strip(b" \t") for item in value.lower().split(b",")]

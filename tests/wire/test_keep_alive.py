@@ -1,0 +1,79 @@
+"""How long and how often a connection is used: the server's hints and our own limits, read at the server."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tlsagent.testing import Server
+
+
+def _with_hint(hint: str):
+    async def app(scope, receive, send):
+        headers = [(b"content-length", b"2"), (b"keep-alive", hint.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    return app
+
+
+@pytest.mark.parametrize("hint", ["timeout=1", "max=100, timeout=1", "TIMEOUT=1", "timeout = 0"])
+def test_hint_of_no_use_ends_the_connection(open_agent, hint):
+    """
+    A Keep-Alive hint that leaves no time after the margin ends the connection, whatever its case and order.
+    """
+    with Server(app=_with_hint(hint)) as server:
+        agent = open_agent(ca=server.ca_pem)
+
+        assert [agent.request("GET", server.url).reused for _ in range(2)] == [False, False]
+        assert agent.agent.stats().closed["keep_alive_hint"] == 2
+
+
+@pytest.mark.parametrize("hint", ["timeout=5", "max=7", "timeout=soon", "timeout=99999999999999999999"])
+def test_hint_that_leaves_time_keeps_the_connection(open_agent, hint):
+    """
+    A Keep-Alive hint beyond the margin, or one that says nothing, lets the next request use the connection.
+    """
+    with Server(app=_with_hint(hint)) as server:
+        agent = open_agent(ca=server.ca_pem)
+
+        assert [agent.request("GET", server.url).reused for _ in range(2)] == [False, True]
+
+
+def test_hint_shortens_the_idle_time(open_agent):
+    """
+    A connection is not used once the hint, less the margin, has passed, nor longer than `free_socket_timeout`.
+    """
+    with Server(app=_with_hint("timeout=1")) as server:
+        agent = open_agent(ca=server.ca_pem, keep_alive_hint_margin=0.9)
+
+        agent.request("GET", server.url)
+        assert agent.request("GET", server.url).reused
+        time.sleep(0.15)
+        assert not agent.request("GET", server.url).reused
+
+
+def test_connection_serves_so_many_requests(open_agent, server):
+    """
+    After `max_requests_per_socket` requests a connection is closed, and the next request opens another.
+    """
+    agent = open_agent(ca=server.ca_pem, max_requests_per_socket=2)
+
+    numbers = [agent.request("GET", server.url + "/hello").request_number for _ in range(5)]
+
+    assert numbers == [1, 2, 1, 2, 1]
+    assert server.wait_for(lambda s: [c.closed_by for c in s.connections[:2]] == ["close_notify"] * 2)
+
+
+def test_connection_past_its_lifetime_is_not_used(open_agent, server):
+    """
+    A connection older than `max_lifetime` serves no further request, idle or just freed.
+    """
+    agent = open_agent(ca=server.ca_pem, max_lifetime=0.2)
+
+    assert [agent.request("GET", server.url + "/hello").reused for _ in range(2)] == [False, True]
+    time.sleep(0.25)
+    assert not agent.request("GET", server.url + "/hello").reused
+    agent.request("GET", server.url + "/delay/0.25")
+    assert not agent.request("GET", server.url + "/hello").reused
