@@ -135,8 +135,18 @@ def test_a_status_without_a_body_has_no_length(status):
 
 @pytest.mark.parametrize(
     "path",
-    ["/status/199", "/status/600", "/status/x", "/status/", "/bytes/-1", "/bytes/1e3", "/delay/x", "/delay/-1"]
-    + ["/delay/nan", "/delay/4000", "/bytes/٣"],
+    [
+        "/status/199",
+        "/status/600",
+        "/status/x",
+        "/status/",
+        "/bytes/-1",
+        "/bytes/1e3",
+        "/bytes/٣",
+        "/delay/x",
+        "/delay/-1",
+        "/delay/nan",
+    ],
 )
 def test_a_bad_argument_is_the_clients_fault(path):
     """An argument that is no number in range gets 400 and a sentence."""

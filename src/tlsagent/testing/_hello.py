@@ -78,6 +78,14 @@ class ClientHello:
         return PRE_SHARED_KEY in self.extensions or bool(self.extensions.get(SESSION_TICKET))
 
 
+def first_record(data: bytes | bytearray) -> bytes | None:
+    """Return the TLS record that `data` begins with, all of `data` if that is no handshake, None if more must come."""
+    if data and data[0] != _HANDSHAKE:
+        return bytes(data)
+    size = 5 + int.from_bytes(data[3:5], "big")
+    return bytes(data[:size]) if len(data) >= max(size, 5) else None
+
+
 class _Reader:
     __slots__ = ("_at", "_data")
 

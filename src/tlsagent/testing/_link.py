@@ -14,7 +14,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from tlsagent.testing._hello import ClientHello
+from tlsagent.testing._hello import ClientHello, first_record
 from tlsagent.testing._http import H1Floor, HTTPFloor
 from tlsagent.testing._tls import ALERT_HANDSHAKE_FAILURE, TLSFailure, TLSFloor
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 How = Literal["close_notify", "eof", "reset"]
 
 _LINGER: Final = 1.0  # seconds
-_RECORD_HEADER: Final = 5
 _ABORT: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
@@ -116,10 +115,9 @@ class ServerConnection(asyncio.BufferedProtocol):
         """Gather the first record for the ledger; False if the connection ends on it."""
         assert self._hello is not None
         self._hello += data
-        size = _RECORD_HEADER + int.from_bytes(self._hello[3:_RECORD_HEADER], "big")
-        if len(self._hello) < max(size, _RECORD_HEADER):
+        record = first_record(self._hello)
+        if record is None:
             return True
-        record = bytes(self._hello[:size])
         self._hello = None
         self.ledger.greeted(self.entry, record)
         refusal = self._settings.refuse_resumption

@@ -9,16 +9,18 @@ with or without close_notify, break, say nothing. When bytes arrive is the netwo
 from __future__ import annotations
 
 import math
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import h11
 
 from tlsagent.testing._settings import ServerSettings
-from tlsagent.testing._tls import StdlibTLS, TLSFailure, TLSFacts, make_context
+from tlsagent.testing._tls import StdlibTLS, TLSFacts, TLSFailure, make_context
 from tlsagent.testing.authority import default_authority, default_credentials
+
+if TYPE_CHECKING:
+    import ssl
 
 Ending = Literal["eof", "reset"]
 Fields = Sequence[tuple[str, str]]
@@ -80,7 +82,7 @@ def echo(request: PeerRequest, peer: Peer) -> Reply:  # noqa: ARG001 - the signa
     return Reply(body=f"{request.method} {request.target}\n".encode() + request.body)
 
 
-def silent(request: PeerRequest, peer: Peer) -> None:  # noqa: ARG001
+def silent(request: PeerRequest, peer: Peer) -> None:
     """Answer nothing: the test does, by `Peer.respond` and `Peer.send`."""
 
 
@@ -92,16 +94,24 @@ class SimulatedServer:
         app: Called with each request whose end has arrived. Returns a `Reply`; or bytes, which are sent as they are and
             count as the whole response; or None, and the test answers.
         early: Call `app` as soon as the head of a request is here.
+        greet: Called with each peer whose handshake is complete, before anything else happens.
         names: Whom the certificate is for.
         settings: Fields of the testing server: `min_version`, `max_version`, `tickets`, `session_ids`, `stall_at`,
             `alpn_protocols`, `credentials`, `request_cert`, ...
     """
 
     def __init__(
-        self, app: App = echo, *, early: bool = False, names: tuple[str, ...] = _NAMES, **settings: Any
+        self,
+        app: App = echo,
+        *,
+        early: bool = False,
+        greet: Callable[[Peer], object] | None = None,
+        names: tuple[str, ...] = _NAMES,
+        **settings: Any,
     ) -> None:
         self.app = app
         self.early = early
+        self.greet = greet
         settings.setdefault("credentials", default_credentials(names))
         settings.setdefault("client_ca", default_authority().ca_pem)
         self.settings = ServerSettings(**settings)
@@ -166,12 +176,15 @@ class Peer:
         """Take bytes from the client."""
         if self.ending is not None:
             return
+        shaking = self._tls.facts is None
         try:
             plaintext = self._tls.receive_data(data)
         except TLSFailure as exc:
             self.failure = exc
             self.ending = "eof"
             return
+        if shaking and self._tls.facts is not None and self.server.greet is not None:
+            self.server.greet(self)
         if plaintext:
             self.received += len(plaintext)
             self._take_plaintext(plaintext, now)

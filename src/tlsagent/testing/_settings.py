@@ -23,6 +23,7 @@ Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 RequestCert = Literal[False, True, "demand"]
 
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+BESIDE_THE_CONTEXT: Final = frozenset({"stall_at", "refuse_resumption", "drop_without_close_notify"})
 _UNDERSTOOD: Final = frozenset(
     {
         "alpn_protocols",
@@ -47,6 +48,7 @@ class SettingsDict(TypedDict, total=False):
     min_version: Version
     max_version: Version
     ciphers: str
+    ecdh_curve: str | None
     alpn_protocols: tuple[str, ...]
     tickets: int | None
     session_ids: bool
@@ -66,6 +68,8 @@ class ServerSettings:
             handshake without one. What comes is verified against `client_ca` in any case.
         client_ca: PEM or DER.
         ciphers: OpenSSL cipher list for TLS 1.2 and below; None for the library's.
+        ecdh_curve: The one group the server does; one that clients send no key share for ("secp521r1") makes it ask
+            for a second ClientHello (RFC 8446 4.1.4). None for the library's groups.
         alpn_protocols: In the server's order of preference; () for a server that does not know ALPN.
         tickets: Session tickets per TLS 1.3 handshake; None is OpenSSL's default of 2. 0 makes every handshake a full
             one, in TLS 1.2 too.
@@ -82,6 +86,7 @@ class ServerSettings:
     min_version: Version = "TLSv1.2"
     max_version: Version = "TLSv1.3"
     ciphers: str | None = None
+    ecdh_curve: str | None = None
     alpn_protocols: tuple[str, ...] = ("http/1.1",)
     tickets: int | None = None
     session_ids: bool = False

@@ -18,6 +18,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tlsagent.errors import OptionError
+
 if TYPE_CHECKING:
     from tlsagent.testing._settings import ServerSettings
     from tlsagent.testing.authority import Credentials
@@ -100,13 +102,23 @@ def make_context(settings: ServerSettings) -> ssl.SSLContext:
     """
     Return a new context.
 
-    Each has ticket keys and a session cache of its own: sessions of one context mean nothing to another.
+    Each has ticket keys and a session cache of its own: sessions of one context mean nothing to another. Raises
+    OptionError if OpenSSL refuses what the settings say.
     """
+    try:
+        return _make_context(settings)
+    except (ssl.SSLError, ValueError) as exc:
+        raise OptionError(f"the testing server cannot speak TLS this way: {exc}") from exc
+
+
+def _make_context(settings: ServerSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if settings.ciphers is not None:
         context.set_ciphers(settings.ciphers)  # before the chain: @SECLEVEL in it decides whether the key is acceptable
     _load_credentials(context, settings.credentials)
     _set_versions(context, settings.min_version, settings.max_version)
+    if settings.ecdh_curve is not None:
+        context.set_ecdh_curve(settings.ecdh_curve)
     context.options |= ssl.OP_NO_RENEGOTIATION
     if settings.alpn_protocols:
         context.set_alpn_protocols(list(settings.alpn_protocols))

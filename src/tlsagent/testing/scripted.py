@@ -260,10 +260,16 @@ class RawServer:
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sock.shutdown(socket.SHUT_RDWR)
-        for thread in tuple(self._threads):
-            thread.join(self._timeout)
+        self.join()
         for sock in (*self._listeners, self._wake, self._wake_end):
             sock.close()
+
+    def join(self) -> None:
+        """Wait until the scripts of all connections so far have ended."""
+        with self._lock:
+            threads = tuple(self._threads)
+        for thread in threads:
+            thread.join(self._timeout)
 
     @property
     def url(self) -> str:

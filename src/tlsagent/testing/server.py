@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from tlsagent._options import ConnectionOptions
 from tlsagent.testing._link import How, ServerConnection
 from tlsagent.testing._listen import DEFAULT_NAMES, listen, url_of
-from tlsagent.testing._settings import SettingsDict, make_settings
+from tlsagent.testing._settings import BESIDE_THE_CONTEXT, SettingsDict, make_settings
 from tlsagent.testing._tls import StdlibTLS, make_context
 from tlsagent.testing.app import app as demo
 from tlsagent.testing.records import ConnectionRecord, Ledger, ServerStats
@@ -112,8 +112,7 @@ class AsyncServer:
 
     async def aclose(self) -> None:
         """Stop listening, end the connections in order, cancel the applications."""
-        for server in self._servers:
-            server.close()
+        await self._stop_accepting()
         self.close_connections()
         for task in self._tasks:
             task.cancel()
@@ -123,6 +122,19 @@ class AsyncServer:
         for link in tuple(self.links):
             link.kill()
         await self._all_gone()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio.Server.close() loses, unclosed, what was accepted in the same turn of the loop: the task that would
+        # make a transport of it fails on the closed server. So stop listening first and let those tasks run; they
+        # call connection_made() one turn later. (Windows' loop knows no readers, and accepts in one step.)
+        for server in self._servers:
+            for sock in server.sockets:
+                with contextlib.suppress(NotImplementedError):
+                    asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(2):
+            await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
 
     async def _all_gone(self) -> None:
         await self._wait(lambda: not self.links)
@@ -188,9 +200,15 @@ class AsyncServer:
         self._context = make_context(self.settings)
 
     def reconfigure(self, **settings: Unpack[SettingsDict]) -> None:
-        """Change settings for the connections to come; sessions are forgotten too."""
+        """
+        Change settings for the connections to come.
+
+        Sessions are forgotten too, unless nothing changes but `stall_at`, `refuse_resumption` and
+        `drop_without_close_notify`.
+        """
         self.settings = dataclasses.replace(self.settings, **settings)
-        self.rotate_ticket_keys()
+        if not settings.keys() <= BESIDE_THE_CONTEXT:
+            self.rotate_ticket_keys()
 
     def close_connections(self, how: How | None = None) -> None:
         """
@@ -339,7 +357,7 @@ class Server:
         self._in_loop(self._inner.rotate_ticket_keys)
 
     def reconfigure(self, **settings: Unpack[SettingsDict]) -> None:
-        """Change settings for the connections to come; sessions are forgotten too."""
+        """Change settings for the connections to come; see `AsyncServer.reconfigure`."""
         self._in_loop(lambda: self._inner.reconfigure(**settings))
 
     def close_connections(self, how: How | None = None) -> None:
