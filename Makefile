@@ -8,7 +8,7 @@ SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml RE
 
 # The steps of `make test` share the checkout and two of them measure time: one after the other.
 .NOTPARALLEL:
-.PHONY: demo test lint types imports tests wheel pythons clean
+.PHONY: demo test lint types imports tests wheel pythons docs clean
 
 demo: $(READY)
 	$(BIN)/tlsagent demo
@@ -52,6 +52,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[cli,testing,speed]' --group test --group lint --group build
 	touch $@
+
+# The page of options and defaults is written from the code.
+docs: $(READY)
+	$(BIN)/python docs/make_options.py
 
 clean:
 	rm -rf .venv .venv-3.* dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

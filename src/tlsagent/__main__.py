@@ -10,6 +10,8 @@ import sys
 def main() -> None:
     """Run the command line; without what it is made of, say what to install and exit with status 2."""
     try:
+        import rich  # noqa: F401 - it is needed on terminals alone, but half an extra would be a surprise there
+
         from tlsagent.cli.main import cli
     except ModuleNotFoundError as exc:
         if exc.name not in {"click", "rich"}:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tlsagent import RequestError
     from tlsagent.cli.demo import Outcome, Row
 
-_SHOWN_PHASES: Final = ("queue", "connect", "handshake", "wait", "total")
+_SHOWN_PHASES: Final = ("connect", "handshake", "wait", "total")
 _COLUMNS: Final = (
-    "agent", "identity", "requests", "opened", "reused", "full", "resumed", *(f"{phase} ms" for phase in _SHOWN_PHASES)
+    "agent", "identity", "requests", "opened", "reused", "full", "resumed", *_SHOWN_PHASES
 )  # fmt: skip
-_TITLE: Final = "Connections and TLS sessions per pool key (median times per phase)"
+_TITLE: Final = "Connections and TLS sessions per pool key; median milliseconds by phase"
 
 
 def _cells(row: Row) -> list[str]:
@@ -41,11 +41,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _table(rows: tuple[Row, ...]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=_TITLE)
+    table = Table(title=_TITLE, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in {"agent", "identity"} else "right")
+        table.add_column(name, justify="left" if name in {"agent", "identity"} else "right", overflow="fold")
     for number, row in enumerate(rows):
         last_of_agent = number + 1 < len(rows) and rows[number + 1].agent != row.agent
         table.add_row(*_cells(row), end_section=last_of_agent)
@@ -86,6 +87,8 @@ def show_end(outcome: Outcome) -> None:
         f"\nThe server counted {server['requests']} requests, {server['handshakes_full']} full handshakes and "
         f"{server['handshakes_resumed']} resumed ones."
     )
+    if outcome.given_up:
+        click.echo(f"Connection attempts given up because a connection became free first: {outcome.given_up}.")
     for heading, error in (
         (f"Asked for https://{WRONG_NAME} at this server", outcome.refused),
         ("Asked for an answer within 0.2 s that takes 5 s", outcome.timed_out),
@@ -113,6 +116,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
             for row in outcome.rows
         ],
         "server": dict(outcome.server),
+        "given_up": outcome.given_up,
         "refused": _error(outcome.refused),
         "timed_out": _error(outcome.timed_out),
         "seconds": outcome.seconds,

@@ -1,0 +1,143 @@
+"""
+What the pages say is true: their examples run, their commands exist, their tables match the code.
+
+Convention of the examples: each is complete in itself; `https://localhost:8443` (the port wherever it stands), `ca.pem`
+and `client.pem` stand for a running server, its CA certificate and a client certificate with its key, like those of
+`tlsagent serve`. A comment after a `print(...)` is what it prints, `...` for anything.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tlsagent import UNSET, AgentOptions
+from tlsagent._options import DEFAULTS
+from tlsagent.cli.main import cli
+from tlsagent.testing import Server
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples() -> list[object]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 2
+            found.append(pytest.param(page, line, match[1], id=f"{page.name}:{line}"))
+    return found
+
+
+def commands(tool: str) -> set[str]:
+    """Return the command lines of `tool` on the pages, in code of either kind."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        found |= set(re.findall(rf"^    ({tool} [^#\n]+)", text, re.MULTILINE))
+        found |= set(re.findall(rf"`({tool} [^`\n]+)`", text))
+    return {command.strip() for command in found}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(request_cert=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("page", "line", "code"), examples())
+def test_an_example_prints_what_it_says(page, line, code, server, tmp_path, monkeypatch, capsys):
+    """
+    Every Python example runs as it stands, and prints what its comments say.
+    """
+    client = server.authority.issue("client@localhost", client=True)
+    (tmp_path / "ca.pem").write_bytes(server.ca_pem)
+    (tmp_path / "client.pem").write_bytes(client.key_pem + client.cert_pem)
+    monkeypatch.chdir(tmp_path)
+    wanted = re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
+    code = "\n" * (line - 1) + re.sub(r"\b8443\b", str(server.port), code)
+
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+    printed = capsys.readouterr().out
+    want = "".join(text + "\n" for text in wanted)
+    assert wanted, "an example shows nothing"
+    assert doctest.OutputChecker().check_output(want, printed, doctest.ELLIPSIS), f"want\n{want}got\n{printed}"
+
+
+def test_the_commands_on_the_pages_exist():
+    """
+    Each `tlsagent` command line of the pages names a command and options that it has.
+    """
+    shown = {shlex.split(command)[1]: shlex.split(command)[2:] for command in commands("tlsagent")}
+
+    assert {"demo", "serve"} <= set(shown)
+    for name, arguments in shown.items():
+        assert name in cli.commands
+        cli.commands[name].make_context(name, arguments)
+
+
+def test_the_targets_on_the_pages_exist():
+    """
+    Each `make` line of the pages names a target of the Makefile.
+    """
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {shlex.split(command)[1] for command in commands("make")}
+
+    assert shown >= {"demo", "test"}
+    assert shown <= targets
+
+
+def test_the_links_between_the_pages_lead_somewhere():
+    """
+    A relative link on a page leads to a file.
+    """
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_options_is_that_of_the_code():
+    """
+    docs/options.md is what `make docs` writes.
+    """
+    spec = importlib.util.spec_from_file_location("make_options", ROOT / "docs" / "make_options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    assert (ROOT / "docs" / "options.md").read_text() == module.page(), "run `make docs`"
+
+
+def test_the_readme_names_the_options_that_are_missing():
+    """
+    README.md lists exactly the options that are refused because this release does not have them.
+    """
+    missing = {name for name in AgentOptions.field_names() if getattr(DEFAULTS, name) is UNSET}
+    sentence = re.search(r"^Not yet: the options ([^.]*)\.", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    assert sentence is not None
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == missing
+    for name in missing:
+        with pytest.raises(NotImplementedError, match=name):
+            AgentOptions(**{name: 1})
+
+
+def test_the_architecture_names_every_room():
+    """
+    docs/architecture.md has each room of the package in its table.
+    """
+    source = ROOT / "src" / "tlsagent"
+    rooms = {path.name for path in source.glob("*.py")}
+    rooms |= {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    cells = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+
+    assert set(re.findall(r"`([^`]+)`", " ".join(cells))) == rooms
