@@ -47,7 +47,10 @@ def check(status: int, body: bytes) -> None:
 
 @contextlib.contextmanager
 def async_contender(
-    target: Target, uvloop: bool, opening: Callable[[Target], Awaitable[Any]], one: Callable[[Any, str], Awaitable[None]]
+    target: Target,
+    uvloop: bool,
+    opening: Callable[[Target], Awaitable[Any]],
+    one: Callable[[Any, str], Awaitable[None]],
 ) -> Iterator[Callable[[int], None]]:
     """Run `one` request after the other in each of 16 tasks."""
 

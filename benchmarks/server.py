@@ -82,8 +82,8 @@ def context_for(*names: str) -> tuple[ssl.SSLContext, str]:
     return context, authority.cert_pem.bytes().decode()
 
 
-def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
-    """Answer until standard input ends."""
+def serve(listener: socket.socket, context: ssl.SSLContext, *, spin: bool = False) -> None:
+    """Answer until standard input ends; with `spin`, never sleep."""
     selector = selectors.DefaultSelector()
     buffer = memoryview(bytearray(65_536))
 
@@ -111,7 +111,7 @@ def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
     selector.register(listener, selectors.EVENT_READ, handlers)
     selector.register(sys.stdin.fileno(), selectors.EVENT_READ, (lambda: bool(os.read(0, 1)), sys.exit))
     while True:
-        for key, _ in selector.select():
+        for key, _ in selector.select(0 if spin else None):
             act, end = key.data
             if not act():
                 end()
@@ -121,12 +121,13 @@ def main() -> None:
     """Bind to a free port, say which, and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--core", type=int, help="the processor core to stay on")
+    parser.add_argument("--spin", action="store_true", help="never sleep: no sender pays for waking it")
     arguments = parser.parse_args()
     pin(arguments.core)
     context, ca = context_for("localhost", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         print(json.dumps({"port": listener.getsockname()[1], "ca": ca}), flush=True)
-        serve(listener, context)
+        serve(listener, context, spin=arguments.spin)
 
 
 if __name__ == "__main__":

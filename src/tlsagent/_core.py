@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tlsagent._http.messages import CallerFields
     from tlsagent._tls.context import SecureContext
 
+_URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _MAX_PLANS: Final = 16_384
 _MAX_COUNTED_KEYS: Final = 1_024
 _SESSIONS_PER_SCOPE: Final = 8
@@ -60,6 +62,8 @@ class AgentCore:
     Attributes:
         options: Resolved: what was said, over the library's defaults.
         pool: Who gets which connection.
+        heard: Whether anybody has subscribed to events.
+        abandoned: Exchanges whose response was collected unread; finalisers append here.
     """
 
     def __init__(self, said: AgentOptions) -> None:
@@ -92,6 +96,7 @@ class AgentCore:
         self._tally = Tally()
         self._ids = itertools.count(1)
         self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
+        self.heard = False
         self.abandoned: deque[Exchange] = deque()
 
     # --- Requests -----------------------------------------------------------------------------------------------------
@@ -171,8 +176,16 @@ class AgentCore:
         said = self._said if special is None else special.merged_over(self._said)
         return plan_for(parse_authority(authority), said, context_for)
 
-    def raw_dial(self, host: str, port: int, special: ConnectionOptions, timeouts: Timeouts | float | None) -> Dial:
+    def raw_dial(
+        self,
+        host: str,
+        port: int,
+        said: ConnectionOptions,
+        below: ConnectionOptions | None,
+        timeouts: Timeouts | float | None,
+    ) -> Dial:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
+        special = said if below is None else said.merged_over(below)
         plan = plan_for(origin_of(host, port), special.merged_over(self._said), context_for)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 
@@ -211,7 +224,7 @@ class AgentCore:
         connection = exchange.lease.connection
         if connection.requests:
             exchange.why_not_reused = None
-            if self._listeners or exchange.trace:
+            if self.heard or exchange.trace is not None:
                 self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
         elif connection.info.opened_at >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
@@ -279,11 +292,6 @@ class AgentCore:
                 exchange: Exchange = cause.user
                 effect.attempt.user = Dial(exchange.plan, exchange.timeouts, effect.attempt)
         return effects
-
-    @property
-    def has_effects(self) -> bool:
-        """Whether there is anything to carry out."""
-        return self.pool.has_effects
 
     def preconnect(self, plan: Plan, now: float) -> Dial | None:
         """Place an attempt that nobody waits for, if the limits allow one more."""
@@ -384,7 +392,10 @@ class AgentCore:
     def watch(self, connection: Connection) -> float:
         """Arm the timer of a connection anew and return its deadline; moving it later costs next to nothing."""
         deadline = connection.next_deadline()
-        self._timers.set(connection.timer, None if deadline == math.inf else deadline)
+        timer = connection.timer
+        # An earlier timer looks again when it fires.
+        if deadline < (math.inf if timer.deadline is None else timer.deadline):
+            self._timers.set(timer, deadline)
         return deadline
 
     def next_deadline(self) -> float:
@@ -409,17 +420,19 @@ class AgentCore:
         """Subscribe; returns the function that unsubscribes."""
         before: list[Callable[[Any], object]] = self._listeners.get(kind, [])
         self._listeners = {**self._listeners, kind: [*before, callback]}
+        self.heard = True
 
         def unsubscribe() -> None:
             left = [c for c in self._listeners.get(kind, ()) if c is not callback]
             others = {k: v for k, v in self._listeners.items() if k is not kind}
             self._listeners = {**others, kind: left} if left else others
+            self.heard = bool(self._listeners)
 
         return unsubscribe
 
     def listening(self, exchange: Exchange | None = None) -> bool:
         """Whether anybody wants events."""
-        return bool(self._listeners) or (exchange is not None and exchange.trace is not None)
+        return self.heard or (exchange is not None and exchange.trace is not None)
 
     def emit(self, event: Event, exchange: Exchange | None = None) -> None:
         """Tell an event to those who asked for its class or a root of it. Call without a lock held."""
@@ -455,17 +468,12 @@ def _length_of(body: bytes | Body | None) -> int | None:
 
 def _split(url: str) -> tuple[str, str]:
     """Cut a URL into authority and target; the fragment stays with the caller."""
-    if url[:8] != "https://" and url[:8].lower() != "https://":
+    match = _URL.match(url)
+    if match is None:
         scheme = url.partition(":")[0]
         raise LocalProtocolError(
             f"the URL must begin with https://, not {quoted(scheme)}: an HTTPS agent speaks nothing else",
             code="ERR_INVALID_PROTOCOL",
         )
-    end = url.find("/", 8)
-    if end == -1:
-        end = len(url)
-    for mark in "?#":
-        at = url.find(mark, 8, end)
-        end = end if at == -1 else at
-    target = url[end:].partition("#")[0]
-    return url[8:end], target if target[:1] == "/" else "/" + target
+    authority, target = match.groups()
+    return authority, target if target[:1] == "/" else "/" + target

@@ -12,13 +12,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from tlsagent import _material
-from tlsagent._options import DEFAULTS, ConnectionOptions, ContextHandle, Lookup, is_ip_address, to_ascii
-from tlsagent.errors import LocalProtocolError, OptionError, quoted
+from tlsagent._options import (
+    DEFAULTS,
+    AgentOptions,
+    ConnectionOptions,
+    ContextHandle,
+    Lookup,
+    PskCallback,
+    is_ip_address,
+    protocol_range,
+    refuse_server_protocol,
+    to_ascii,
+)
+from tlsagent.errors import LocalProtocolError, OptionError, OptionTypeError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._tls.certificates import PeerCertificate
@@ -83,12 +94,13 @@ def parse_authority(authority: str) -> Origin:
     return origin_of(parts.hostname, port or _DEFAULT_PORT)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """
     Whom we trust, who we say we are and what we offer: everything that shapes the handshake.
 
-    The materials compare by digest, so two equal identities are interchangeable.
+    The materials compare by digest, so two equal identities are interchangeable. The fields up to `pins` belong to a
+    connection, those behind it to its context.
     """
 
     verified_name: str
@@ -96,24 +108,70 @@ class Identity:
     alpn_protocols: tuple[str, ...]
     reject_unauthorized: bool
     check_server_identity: Callable[[str, PeerCertificate], object] | None
+    psk_callback: PskCallback | None
+    request_ocsp: bool
+    min_dh_size: int
+    pins: tuple[bytes, ...]
     ca: _material.TrustAnchors | None
+    also_trusted: tuple[_material.TrustAnchors, ...]
+    crl: _material.RevocationLists | None
+    allow_partial_trust_chain: bool
     chains: tuple[_material.CertificateChain, ...]
     key_digests: tuple[bytes, ...]
     ciphers: _material.CipherList | None
+    ecdh_curve: str | None
+    sigalgs: str | None
     min_version: str
     max_version: str
+    secure_options: int
+    session_id_context: str | None
     secure_context: ContextHandle | None
 
+    def trust_digest(self) -> bytes:
+        """
+        Return a digest of what the verification of a peer rests on, the same in every process.
 
-@dataclasses.dataclass(frozen=True, slots=True)
+        Hooks are left out: they have no digest, and are asked on every connection anyway.
+        """
+        told = (
+            self.verified_name,
+            self.reject_unauthorized,
+            self.pins,
+            self.ca,
+            self.also_trusted,
+            self.crl,
+            self.allow_partial_trust_chain,
+            self.chains,
+            self.key_digests,
+            self.session_id_context,
+            self.secure_context,
+        )
+        return hashlib.sha256(repr(told).encode()).digest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where the bytes go. A socket of the user's makes the key the only one of its kind."""
+    """
+    Where the bytes go, by what kind of socket, and whether the way is watched.
+
+    A socket of the user's makes the key the only one of its kind.
+    """
 
     host: str
     port: int
     path: str | None
     lookup: Lookup | None
     socket: object | None
+    family: int = 0
+    local_address: str | None = None
+    local_port: int | None = None
+    no_delay: bool = True
+    tcp_keep_alive: float | None = None
+    enable_trace: bool = False
+
+    def of_sessions(self) -> Route:
+        """Return what of the route counts for sessions: who is at its other end, not how the bytes get there."""
+        return Route(host=self.host, port=self.port, path=self.path, lookup=self.lookup, socket=self.socket)
 
 
 class PoolKey:
@@ -152,7 +210,7 @@ class PoolKey:
 @dataclasses.dataclass(frozen=True, slots=True)
 class SessionScope:
     """
-    Where a TLS session may be used again: like the key, but whatever address won.
+    Where a TLS session may be used again: like the key, but whatever address won, and by whatever kind of socket.
 
     A session must not outlive the trust it was made under, so the whole identity is in it.
     """
@@ -162,7 +220,7 @@ class SessionScope:
     route: Route
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Plan:
     """
     What it takes to make a connection for a key; made once per key and options.
@@ -170,12 +228,30 @@ class Plan:
     Attributes:
         context: What the TLS engine is made from; holds the private keys, which the pool key knows only by digest.
         inactivity: `options.timeout`, seconds or None.
+        trust: Digest of what the verification of the peer rests on.
+        auto_select_family: Whether addresses of both families are tried.
+        attempt_timeout: Seconds until the next address is tried, or None for when the one before has failed.
     """
 
     key: PoolKey
     scope: SessionScope
     context: ContextHandle
     inactivity: float | None
+    trust: bytes
+    auto_select_family: bool
+    attempt_timeout: float | None
+    _sessions: list[_material.Session]
+
+    def take_session(self) -> _material.Session | None:
+        """
+        Return `options.session`, once: a ticket used twice links two connections to one client (RFC 8446 C.4).
+
+        The engine does not offer one that was made for another server or under other options.
+        """
+        try:
+            return self._sessions.pop()  # atomic
+        except IndexError:
+            return None
 
 
 MakeContext = Callable[[Identity, tuple[_material.PrivateKey, ...]], ContextHandle]
@@ -194,37 +270,94 @@ def plan_for(origin: Origin, said: ConnectionOptions, make_context: MakeContext)
         OptionError: A key needs a passphrase that nobody gave, or does not belong to its certificate.
     """
     options: Any = said.merged_over(DEFAULTS)
+    _require_client(options)
     keys = unlocked(options.key or (), options.passphrase)
-    chains = options.cert or ()
-    if chains and keys:
-        _material.check_key_pairs(chains, keys)
-    if bool(chains) != bool(keys):
-        missing, given = ("key", "cert") if chains else ("cert", "key")
-        raise OptionError(f"{given} is given without {missing}: a client certificate needs both")
-    name = options.servername or origin.host
-    identity = Identity(
-        verified_name=name,
-        server_name=None if options.servername == "" or is_ip_address(name) else name,
-        alpn_protocols=options.alpn_protocols or (),
-        reject_unauthorized=options.reject_unauthorized,
-        check_server_identity=options.check_server_identity,
-        ca=options.ca or None,
-        chains=chains,
-        key_digests=tuple(key.spki_digest for key in keys),
-        ciphers=options.ciphers or None,
-        min_version=options.min_version or cast("str", DEFAULTS.min_version),
-        max_version=options.max_version or cast("str", DEFAULTS.max_version),
-        secure_context=options.secure_context or None,
-    )
+    _require_pairs(options.cert or (), keys)
+    bundles = unlocked_pfx(options.pfx or (), options.passphrase)
+    keys += tuple(bundle.key for bundle in bundles)
+    identity = _identity(origin, options, keys, bundles)
     route = Route(
         host=options.host or origin.host,
         port=options.port or origin.port,
         path=options.path,
         lookup=options.lookup,
         socket=options.socket,
+        family=options.family or 0,
+        local_address=options.local_address,
+        local_port=options.local_port,
+        no_delay=options.no_delay is not False,
+        tcp_keep_alive=options.tcp_keep_alive,
+        enable_trace=bool(options.enable_trace),
     )
-    context = identity.secure_context or make_context(identity, keys)
-    return Plan(PoolKey(origin, identity, route), SessionScope(origin, identity, route), context, options.timeout)
+    return Plan(
+        key=PoolKey(origin, identity, route),
+        scope=SessionScope(origin, identity, route.of_sessions()),
+        context=identity.secure_context or make_context(identity, keys),
+        inactivity=options.timeout,
+        trust=identity.trust_digest(),
+        auto_select_family=options.auto_select_family is not False,
+        attempt_timeout=options.auto_select_family_attempt_timeout,
+        _sessions=[options.session] if options.session is not None else [],
+    )
+
+
+def _require_client(options: Any) -> None:
+    refuse_server_protocol(options)
+    if options.secure_context and options.secure_context.role == "server":
+        raise OptionTypeError(
+            "secure_context was made with a secure_protocol for servers: a client could not connect with it",
+            code="ERR_TLS_INVALID_PROTOCOL_METHOD",
+        )
+
+
+def _require_pairs(chains: tuple[_material.CertificateChain, ...], keys: tuple[_material.PrivateKey, ...]) -> None:
+    if chains and keys:
+        _material.check_key_pairs(chains, keys)
+    if bool(chains) != bool(keys):
+        missing, given = ("key", "cert") if chains else ("cert", "key")
+        raise OptionError(f"{given} is given without {missing}: a client certificate needs both")
+
+
+def _identity(
+    origin: Origin, options: Any, keys: tuple[_material.PrivateKey, ...], bundles: tuple[_material.Pfx, ...]
+) -> Identity:
+    name = options.servername or origin.host
+    low, high = version_range(options)
+    return Identity(
+        verified_name=name,
+        server_name=None if options.servername == "" or is_ip_address(name) else name,
+        alpn_protocols=options.alpn_protocols or (),
+        reject_unauthorized=options.reject_unauthorized,
+        check_server_identity=options.check_server_identity,
+        psk_callback=options.psk_callback,
+        request_ocsp=bool(options.request_ocsp),
+        min_dh_size=options.min_dh_size or cast("int", DEFAULTS.min_dh_size),
+        pins=options.pins or (),
+        ca=options.ca or None,
+        also_trusted=tuple(bundle.anchors for bundle in bundles if bundle.anchors.certificates),
+        crl=options.crl or None,
+        allow_partial_trust_chain=bool(options.allow_partial_trust_chain),
+        chains=(*(options.cert or ()), *(bundle.chain for bundle in bundles)),
+        key_digests=tuple(key.spki_digest for key in keys),
+        ciphers=options.ciphers or None,
+        ecdh_curve=options.ecdh_curve or None,
+        sigalgs=options.sigalgs or None,
+        min_version=low,
+        max_version=high,
+        secure_options=options.secure_options or 0,
+        session_id_context=options.session_id_context or None,
+        secure_context=options.secure_context or None,
+    )
+
+
+def version_range(options: Any) -> tuple[str, str]:
+    """Return the lowest and the highest protocol version that merged options allow."""
+    if options.secure_protocol:
+        low, high, _side = protocol_range(options.secure_protocol)
+        return low, high
+    return options.min_version or cast("str", DEFAULTS.min_version), options.max_version or cast(
+        "str", DEFAULTS.max_version
+    )
 
 
 def unlocked(
@@ -232,3 +365,84 @@ def unlocked(
 ) -> tuple[_material.PrivateKey, ...]:
     """Return the keys in clear; one whose passphrase nobody gave raises `OptionError`."""
     return tuple(key.unlock(passphrase) if isinstance(key, _material.EncryptedKey) else key for key in keys)
+
+
+def unlocked_pfx(
+    bundles: tuple[_material.Pfx | _material.EncryptedPfx, ...], passphrase: str | None
+) -> tuple[_material.Pfx, ...]:
+    """Return the bundles opened; one whose passphrase nobody gave raises `OptionError`."""
+    return tuple(one.unlock(passphrase) if isinstance(one, _material.EncryptedPfx) else one for one in bundles)
+
+
+# Which option tells connections apart -----------------------------------------------------------------------------
+
+
+class KeyRow(NamedTuple):
+    """
+    What an option means for sharing.
+
+    Attributes:
+        in_key: Whether two requests that differ in it may not share a connection.
+        where: What it is a property of.
+        why: The reason, for readers.
+    """
+
+    in_key: bool
+    where: Literal["context", "connection", "route", "agent", "server"]
+    why: str
+
+
+KEY_TABLE: Final[Mapping[str, KeyRow]] = {
+    "alpn_protocols": KeyRow(True, "connection", "decides which protocol is spoken"),
+    "sni_callback": KeyRow(False, "server", "a client pays no heed to it"),
+    "ca": KeyRow(True, "context", "decides who is trusted; by the certificates"),
+    "cert": KeyRow(True, "context", "decides who we are; by the certificates"),
+    "check_server_identity": KeyRow(True, "connection", "decides who is trusted; the object itself, compared by =="),
+    "ciphers": KeyRow(True, "context", "decides how well the bytes are protected"),
+    "client_cert_engine": KeyRow(False, "context", "always refused"),
+    "crl": KeyRow(True, "context", "decides who is trusted; by the lists"),
+    "dhparam": KeyRow(False, "server", "a client pays no heed to it"),
+    "ecdh_curve": KeyRow(True, "context", "decides how well the bytes are protected"),
+    "enable_trace": KeyRow(
+        True, "connection", "a connection is watched from its beginning or not; sessions are shared"
+    ),
+    "honor_cipher_order": KeyRow(False, "server", "a client pays no heed to it"),
+    "host": KeyRow(True, "route", "decides where the bytes go"),
+    "key": KeyRow(True, "context", "decides who we are; by its public half"),
+    "lookup": KeyRow(True, "route", "decides where the bytes go; the object itself, compared by =="),
+    "max_version": KeyRow(True, "context", "decides how well the bytes are protected"),
+    "min_dh_size": KeyRow(True, "connection", "decides how well the bytes are protected"),
+    "min_version": KeyRow(True, "context", "decides how well the bytes are protected"),
+    "passphrase": KeyRow(False, "context", "opens the key, which is in the key by its public half"),
+    "path": KeyRow(True, "route", "decides where the bytes go"),
+    "pfx": KeyRow(True, "context", "decides who we are and who is trusted; like cert, key and ca"),
+    "port": KeyRow(True, "route", "decides where the bytes go"),
+    "reject_unauthorized": KeyRow(True, "connection", "decides who is trusted"),
+    "request_cert": KeyRow(False, "server", "a client pays no heed to it"),
+    "secure_context": KeyRow(True, "context", "stands for what it was made from; by its content"),
+    "secure_options": KeyRow(True, "context", "changes how TLS is spoken"),
+    "secure_protocol": KeyRow(True, "context", "as the versions that it stands for"),
+    "servername": KeyRow(True, "connection", "decides whom the certificate must name, and which one the server shows"),
+    "session": KeyRow(False, "connection", "is only offered, once; the server is verified as ever"),
+    "session_id_context": KeyRow(True, "context", "a session made under another one fails the handshake"),
+    "socket": KeyRow(True, "route", "is where the bytes go; the object itself"),
+    "timeout": KeyRow(False, "connection", "is applied anew by every request"),
+    "sigalgs": KeyRow(True, "context", "decides which proofs of identity are accepted"),
+    "allow_partial_trust_chain": KeyRow(True, "context", "decides who is trusted"),
+    "request_ocsp": KeyRow(True, "connection", "a connection made without it has no response to show"),
+    "psk_callback": KeyRow(True, "connection", "decides who is trusted; the object itself, compared by =="),
+    "family": KeyRow(True, "route", "decides where the bytes go; sessions are shared"),
+    "local_address": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
+    "local_port": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
+    "auto_select_family": KeyRow(False, "route", "says how an address is found, not which ones will do"),
+    "auto_select_family_attempt_timeout": KeyRow(False, "route", "says how fast an address is found"),
+    "no_delay": KeyRow(True, "route", "is a property of the socket from its beginning; sessions are shared"),
+    "tcp_keep_alive": KeyRow(True, "route", "is a property of the socket from its beginning; sessions are shared"),
+    "pins": KeyRow(True, "connection", "decides who is trusted"),
+    "verifier": KeyRow(False, "connection", "has one value only"),
+    **dict.fromkeys(
+        sorted(set(AgentOptions.field_names()) - set(ConnectionOptions.field_names())),
+        KeyRow(False, "agent", "says how connections are kept and used, not how they are made"),
+    ),
+}
+"""Every option, in the order of declaration: does it tell connections apart, and why."""

@@ -6,247 +6,73 @@ each phase may take. All three are frozen, and every field defaults to `UNSET`: 
 `merged_over` is the only merge. What a value *means* for the pool key is decided in `_identity`, what OpenSSL makes of
 it in `_tls.context`.
 
-A field is one line in `_CONNECTION_RULES` or `_AGENT_RULES`: a function from what the user gave to the one canonical,
-immutable, hashable form. Later code need not check again.
+A field is one line in `_option_rules`: a function from what the user gave to the one canonical, immutable, hashable
+form. Later code need not check again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import ipaddress
-import math
-import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict, TypeVar, cast
 
 from tlsagent import _material
-from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
+from tlsagent._option_rules import (
+    AGENT_RULES,
+    CONNECTION_RULES,
+    NULLABLE,
+    VERSIONS,
+    Rule,
+    count,
+    duration,
+    show,
+    wrong_type,
+)
+from tlsagent._option_rules import UNSET as UNSET
+from tlsagent._option_rules import CheckServerIdentity as CheckServerIdentity
+from tlsagent._option_rules import ContextHandle as ContextHandle
+from tlsagent._option_rules import Lookup as Lookup
+from tlsagent._option_rules import Psk as Psk
+from tlsagent._option_rules import PskCallback as PskCallback
+from tlsagent._option_rules import Role as Role
+from tlsagent._option_rules import SniCallback as SniCallback
+from tlsagent._option_rules import Source as Source
+from tlsagent._option_rules import Unset as Unset
+from tlsagent._option_rules import Version as Version
+from tlsagent._option_rules import is_ip_address as is_ip_address
+from tlsagent._option_rules import protocol_range as protocol_range
+from tlsagent._option_rules import to_ascii as to_ascii
+from tlsagent.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
-    from tlsagent._tls.certificates import PeerCertificate
-
-
-class Unset(enum.Enum):
-    """Type of `UNSET`."""
-
-    UNSET = "UNSET"
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final = Unset.UNSET
-
-
-class ContextHandle:
-    """What the options know of a `SecureContext`: that it is one."""
-
-    __slots__ = ()
-
-
-Source = bytes | bytearray | memoryview | str | os.PathLike[str]
-Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
-CheckServerIdentity = Callable[[str, "PeerCertificate"], object]
-Lookup = Callable[[str, int], Sequence[str] | Awaitable[Sequence[str]]]
-Rule = Callable[[str, Any], Any]
-
-_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-
-
-def show(value: object) -> str:
-    """Return a bounded repr for an error message; only for values that cannot be secret."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _wrong_type(name: str, expected: str, value: object) -> OptionTypeError:
-    return OptionTypeError(f"{name} must be {expected}, not {type(value).__name__}")
-
-
-# --- Rules: one value in, its canonical form out ----------------------------------------------------------------------
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type(name, "True or False", value)
-    return value
-
-
-def _callable(name: str, value: object) -> object:
-    if not callable(value):
-        raise _wrong_type(name, "callable", value)
-    try:
-        hash(value)
-    except TypeError:
-        raise OptionTypeError(f"{name} must be hashable: it is part of the pool key and compared by ==") from None
-    return value
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong_type(name, "a number of seconds or None", value)
-    return float(value)
-
-
-def _duration(name: str, value: object) -> float | None:
-    if value is None:
-        return None
-    seconds = _number(name, value)
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise OptionRangeError(
-            f"{name} must be a finite number of seconds above 0, not {show(value)}; None means no limit"
-        )
-    return seconds
-
-
-def _margin(name: str, value: object) -> float:
-    seconds = _number(name, value)
-    if not (seconds >= 0 and math.isfinite(seconds)):
-        raise OptionRangeError(f"{name} must be a finite number of seconds, at least 0, not {show(value)}")
-    return seconds
-
-
-def _count(name: str, value: object, *, least: int = 1) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong_type(name, "a whole number or None", value)
-    if value < least:
-        raise OptionRangeError(f"{name} must be at least {least}, not {value}; None means no limit")
-    return value
-
-
-def _count_or_zero(name: str, value: object) -> int | None:
-    return _count(name, value, least=0)
-
-
-def _bounded(name: str, value: object) -> int | None:
-    if value is None:
-        raise _wrong_type(name, "a whole number", value)
-    return _count(name, value, least=0)
-
-
-def _one_of(*allowed: str) -> Rule:
-    def rule(name: str, value: Any) -> Any:
-        if value not in allowed:
-            raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {show(value)}")
-        return value
-
-    return rule
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(name, "a str", value)
-    if "\0" in value:
-        raise OptionError(f"{name} must not contain NUL characters")
-    return value
-
-
-def _host(name: str, value: object) -> str:
-    text = _text(name, value)
-    if not text or any(c.isspace() for c in text):
-        raise OptionError(f"{name} must be a host name or an IP address, not {show(value)}")
-    return text.strip("[]").lower()
-
-
-def _servername(name: str, value: object) -> str:
-    text = _text(name, value)
-    if is_ip_address(text):
-        # RFC 6066, 3: literal addresses are not permitted in the SNI extension.
-        raise OptionError(f"{name} must be a host name: an IP address cannot be sent as SNI; use '' to send none")
-    return to_ascii(name, text) if text else ""
-
-
-def _port(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise _wrong_type(name, "a port number", value)
-    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
-        raise OptionRangeError(f"{name} must be a port number, not {show(value)}", code="ERR_SOCKET_BAD_PORT")
-    if not 0 < int(value) < 65_536:
-        raise OptionRangeError(f"{name} must be from 1 to 65535, not {show(value)}", code="ERR_SOCKET_BAD_PORT")
-    return int(value)
-
-
-def _path(name: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise _wrong_type(name, "the path of a Unix socket", value)
-    text = _text(name, os.fspath(value))
-    if not text:
-        raise OptionError(f"{name} must not be empty; None means: connect by TCP")
-    return text
-
-
-def _alpn_protocols(name: str, value: object) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
-        raise _wrong_type(name, 'a list of protocol names, for example ["http/1.1"]', value)
-    protocols = []
-    for item in value:
-        if not isinstance(item, (str, bytes)):
-            raise _wrong_type(f"each item of {name}", "a protocol name", item)
-        protocol = item.decode("latin-1") if isinstance(item, bytes) else item
-        if not protocol:
-            raise OptionError(f"{name} must not contain an empty protocol name (RFC 7301, 3.1)")
-        if len(protocol) > 255 or not protocol.isascii():
-            raise OptionRangeError(f"{name}: a protocol name is 1 to 255 ASCII characters, not {show(item)}")
-        protocols.append(protocol)
-    return tuple(protocols)
-
-
-def _version(name: str, value: Any) -> Any:
-    if value is not None and value not in _VERSIONS:
-        raise OptionError(
-            f"{name} must be one of {', '.join(_VERSIONS)}, not {show(value)}", code="ERR_TLS_INVALID_PROTOCOL_VERSION"
-        )
-    return value
-
-
-def _ciphers(name: str, value: object) -> _material.CipherList | None:
-    if value is None or isinstance(value, _material.CipherList):
-        return value
-    return _material.cipher_list(_text(name, value))
-
-
-def _ca(_name: str, value: Any) -> _material.TrustAnchors | None:
-    return value if value is None or isinstance(value, _material.TrustAnchors) else _material.trust_anchors(value)
-
-
-def _cert(_name: str, value: Any) -> tuple[_material.CertificateChain, ...] | None:
-    return value if value is None else _material.certificate_chains(value)
-
-
-def _passphrase(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise _wrong_type(name, "a str", value)
-    return value
-
-
-def _secure_context(name: str, value: object) -> ContextHandle | None:
-    if value is not None and not isinstance(value, ContextHandle):
-        raise OptionTypeError(
-            f"{name} must come from create_secure_context(), not {type(value).__name__}", code="ERR_TLS_INVALID_CONTEXT"
-        )
-    return value
-
-
-def _socket(name: str, value: object) -> object:
-    if value is not None and not hasattr(value, "fileno"):
-        raise _wrong_type(name, "a connected socket", value)
-    return value
-
-
-def _store(name: str, value: object) -> object:
-    if value is not None and not all(callable(getattr(value, verb, None)) for verb in ("take", "put", "discard")):
-        raise _wrong_type(name, "a SessionStore (with take, put and discard) or None", value)
-    return value
+    import os
+
+Certificates = Source | Sequence[Source]
+
+
+class ServerOptionWarning(UserWarning):
+    """A client was given an option that only a server heeds."""
+
+
+# Heeded by a server, which may get them in its options or in a context.
+SERVER_FIELDS: Final = ("sni_callback", "request_cert", "dhparam", "honor_cipher_order")
+
+# A SecureContext brings these with it; beside one they would have no effect.
+CONTEXT_FIELDS: Final = frozenset(
+    {
+        "ca", "cert", "key", "pfx", "passphrase", "crl", "ciphers", "sigalgs", "ecdh_curve", "dhparam", "min_version",
+        "max_version", "secure_protocol", "secure_options", "session_id_context", "allow_partial_trust_chain",
+        "honor_cipher_order",
+    }
+)  # fmt: skip
+# Where one layer says the first, the second of a layer below has no say, and the other way round.
+_RIVALS: Final = (
+    ("secure_context", CONTEXT_FIELDS),
+    ("secure_protocol", frozenset({"min_version", "max_version"})),
+    ("pfx", frozenset({"cert", "key"})),
+)
 
 
 def _timeouts(_name: str, value: object) -> Timeouts:
@@ -255,79 +81,9 @@ def _timeouts(_name: str, value: object) -> Timeouts:
 
 def _http1(name: str, value: object) -> Http1Options:
     if not isinstance(value, Http1Options):
-        raise _wrong_type(name, "an Http1Options", value)
+        raise wrong_type(name, "an Http1Options", value)
     return value
 
-
-def is_ip_address(text: str) -> bool:
-    """Whether `text` is an IPv4 or IPv6 literal, a zone id allowed."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def to_ascii(name: str, host: str) -> str:
-    """Return a host name in lower-case ASCII (A-labels), as certificates and SNI spell it."""
-    try:
-        encoded = host.encode("idna").decode("ascii").lower() if not host.isascii() else host.lower()
-    except UnicodeError as exc:
-        raise OptionError(f"{name}: {show(host)} cannot be written as an ASCII host name") from exc
-    labels = encoded.removesuffix(".").split(".")
-    if len(encoded) > 254 or not all(0 < len(label) < 64 for label in labels):
-        raise OptionError(f"{name}: {show(host)} is not a host name (RFC 1035: labels of 1 to 63 bytes, 253 in all)")
-    if not all(c.isalnum() or c in "-_." for c in encoded):
-        raise OptionError(f"{name}: {show(host)} holds characters that no host name may have")
-    return encoded
-
-
-_CONNECTION_RULES: Final[Mapping[str, Rule]] = {
-    "alpn_protocols": _alpn_protocols,
-    "ca": _ca,
-    "cert": _cert,
-    "check_server_identity": _callable,
-    "ciphers": _ciphers,
-    "host": _host,
-    "lookup": _callable,
-    "max_version": _version,
-    "min_version": _version,
-    "passphrase": _passphrase,
-    "path": _path,
-    "port": _port,
-    "reject_unauthorized": _boolean,
-    "secure_context": _secure_context,
-    "servername": _servername,
-    "socket": _socket,
-    "timeout": _duration,
-}
-_AGENT_RULES: Final[Mapping[str, Rule]] = {
-    "keep_alive": _boolean,
-    "max_sockets": _count,
-    "max_total_sockets": _count,
-    "max_free_sockets": _count_or_zero,
-    "scheduling": _one_of("lifo", "fifo"),
-    "free_socket_timeout": _duration,
-    "max_lifetime": _duration,
-    "max_requests_per_socket": _count,
-    "keep_alive_hint_margin": _margin,
-    "max_cached_sessions": _bounded,
-    "session_store": _store,
-    "retry": _boolean,
-    "http1_engine": _one_of("auto", "h11"),
-    "http1": _http1,
-    "max_response_size": _count,
-    "timeouts": _timeouts,
-}
-_NULLABLE_BY_ALL: Final = frozenset({"check_server_identity", "lookup", "host", "port", "servername"})
-
-# A SecureContext brings these with it; beside one they would have no effect.
-CONTEXT_FIELDS: Final = frozenset(
-    {
-        "ca", "cert", "key", "pfx", "passphrase", "crl", "ciphers", "sigalgs", "ecdh_curve", "dhparam", "min_version",
-        "max_version", "secure_protocol", "secure_options", "session_id_context",
-    }
-)  # fmt: skip
 
 _Options = TypeVar("_Options", bound="ConnectionOptions")
 
@@ -355,9 +111,25 @@ class ConnectionOptions:
         cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say).
         key: Private key of `cert`, PEM or DER; list items may be `{"pem": ..., "passphrase": ...}`. Its public half is
             in the pool key.
-        passphrase: Decrypts `key`. Not in the pool key.
+        passphrase: Decrypts `key` and `pfx`. Not in the pool key.
+        pfx: Client certificate and key as PKCS#12, bytes or a path object; list items may be
+            `{"buf": ..., "passphrase": ...}`. Its further certificates are trusted besides the roots, as in Node.
+        crl: Certificate revocation lists, PEM or DER. Every issuer of the server's chain then needs one that has not
+            expired, else the server is refused.
+        allow_partial_trust_chain: Let any certificate of `ca` end a chain, not only a self-signed one. Default False.
+        pins: `["sha256//BASE64"]`, SHA-256 of public keys (SubjectPublicKeyInfo): one of them must be the server's or
+            in its verified chain, besides everything else, and whatever reject_unauthorized says. A server that changes
+            its key is locked out: pin a spare one.
+        verifier: Who verifies chains; "openssl" is the only one.
         ciphers: OpenSSL cipher list; TLS 1.3 suites by their `TLS_` names. Only `TLS_` names given: TLS 1.2 is off.
+        ecdh_curve: Groups for key exchange, best first, with colons between; None and "auto" are the library's own.
+        sigalgs: Signature algorithms, best first, with colons between.
         min_version, max_version: "TLSv1" to "TLSv1.3". Default: TLSv1.2 to TLSv1.3.
+        secure_protocol: Old way of saying both, such as "TLSv1_2_method". Excludes them.
+        secure_options: A number made of OpenSSL's SSL_OP_* bits.
+        session_id_context: At most 32 bytes; sessions made under another one fail the handshake. Mostly for servers.
+        min_dh_size: Least bits of a DHE group in TLS 1.2; a smaller one fails the handshake, whatever
+            reject_unauthorized says. Default 1024, below which OpenSSL never goes.
         secure_context: A `SecureContext` of `create_secure_context`; excludes the options that it was made from.
         servername: SNI (RFC 6066) and the name the certificate is checked against, instead of the URL's host. "" sends
             no SNI and checks the URL's host.
@@ -366,81 +138,100 @@ class ConnectionOptions:
         check_server_identity: `callable(hostname, PeerCertificate)`, called on every connection after the chain
             was verified; rejects by raising or by returning an exception. Default: `tlsagent.check_server_identity`
             (RFC 9525). Compared by `==` in the pool key.
+        request_ocsp: Ask for a stapled OCSP response; it comes as `ConnectionInfo.ocsp_response`, and is not looked at.
+            Resumed connections get none. Default False.
+        psk_callback: `callable(hint) -> Psk | None`, for pre-shared keys; `hint` is the server's, None in TLS 1.3. Runs
+            inside the handshake. A server that took the key shows no certificate, and none is checked. TLS 1.2
+            needs `ciphers` with PSK in them.
+        session: A `Session` or its `to_bytes()`, offered once on a connection made for this request, if it was made for
+            the same server under the same options; another one is not offered. Not in the pool key.
+        enable_trace: Write the handshake messages to the standard error stream. Default False.
+        client_cert_engine: Refused: there are no engines any more.
         host, port: Where to connect, instead of the URL's host and port; the verified name stays the URL's.
         path: A Unix socket to connect to, instead of host and port.
         lookup: `callable(host, family) -> addresses` in place of the system's resolver (`family` is 0, 4 or 6); may be
             async in `AsyncAgent`.
         socket: A connected socket to speak TLS over; serves one connection, so it is refused on an agent.
+        family: 4 or 6 for addresses of that family alone; 0, the default, for both.
+        local_address, local_port: Which end of ours the connection has.
+        auto_select_family: Try addresses of both families, the next beside those under way (RFC 8305). Not in the pool
+            key. Default True.
+        auto_select_family_attempt_timeout: Seconds until the next address is tried; 0.01 at least. None waits for the
+            one before to fail. Not in the pool key. Default 0.25.
+        no_delay: TCP_NODELAY. Default True.
+        tcp_keep_alive: Seconds of silence after which TCP probes the peer; True leaves them to the system. Default
+            None: no probes.
+        sni_callback, request_cert, dhparam, honor_cipher_order: What a server does with its clients. A client warns
+            (`ServerOptionWarning`) and pays no heed to them.
         timeout: Seconds of silence after which a connection is given up, idle or active (Node's `timeout`). Not in the
             pool key. Default None.
     """
 
     alpn_protocols: Sequence[str] | Unset | None = UNSET
-    sni_callback: Any = UNSET
-    ca: Source | Sequence[Source] | _material.TrustAnchors | Unset | None = UNSET
-    cert: Source | Sequence[Source] | tuple[_material.CertificateChain, ...] | Unset | None = UNSET
+    sni_callback: SniCallback | Unset | None = UNSET
+    ca: Certificates | _material.TrustAnchors | Unset | None = UNSET
+    cert: Certificates | tuple[_material.CertificateChain, ...] | Unset | None = UNSET
     check_server_identity: CheckServerIdentity | Unset | None = UNSET
     ciphers: str | _material.CipherList | Unset | None = UNSET
-    client_cert_engine: Any = UNSET
-    crl: Any = UNSET
-    dhparam: Any = UNSET
-    ecdh_curve: Any = UNSET
-    enable_trace: Any = UNSET
-    honor_cipher_order: Any = UNSET
+    client_cert_engine: str | Unset | None = UNSET
+    crl: Certificates | _material.RevocationLists | Unset | None = UNSET
+    dhparam: Source | _material.DHParameters | Unset | None = UNSET
+    ecdh_curve: str | Unset | None = UNSET
+    enable_trace: bool | Unset | None = UNSET
+    honor_cipher_order: bool | Unset | None = UNSET
     host: str | Unset | None = UNSET
     key: Any = UNSET
     lookup: Lookup | Unset | None = UNSET
     max_version: Version | Unset | None = UNSET
-    min_dh_size: Any = UNSET
+    min_dh_size: float | Unset | None = UNSET
     min_version: Version | Unset | None = UNSET
     passphrase: str | Unset | None = UNSET
     path: str | os.PathLike[str] | Unset | None = UNSET
     pfx: Any = UNSET
     port: int | str | Unset | None = UNSET
     reject_unauthorized: bool | Unset = UNSET
-    request_cert: Any = UNSET
+    request_cert: bool | Unset | None = UNSET
     secure_context: ContextHandle | Unset | None = UNSET
-    secure_options: Any = UNSET
-    secure_protocol: Any = UNSET
+    secure_options: int | Unset | None = UNSET
+    secure_protocol: str | Unset | None = UNSET
     servername: str | Unset | None = UNSET
-    session: Any = UNSET
-    session_id_context: Any = UNSET
+    session: _material.Session | bytes | Unset | None = UNSET
+    session_id_context: str | Unset | None = UNSET
     socket: Any = UNSET
     timeout: float | Unset | None = UNSET
-    sigalgs: Any = UNSET
-    allow_partial_trust_chain: Any = UNSET
-    request_ocsp: Any = UNSET
-    psk_callback: Any = UNSET
-    family: Any = UNSET
-    local_address: Any = UNSET
-    local_port: Any = UNSET
-    auto_select_family: Any = UNSET
-    auto_select_family_attempt_timeout: Any = UNSET
-    no_delay: Any = UNSET
-    tcp_keep_alive: Any = UNSET
-    pins: Any = UNSET
-    verifier: Any = UNSET
+    sigalgs: str | Unset | None = UNSET
+    allow_partial_trust_chain: bool | Unset | None = UNSET
+    request_ocsp: bool | Unset | None = UNSET
+    psk_callback: PskCallback | Unset | None = UNSET
+    family: int | Unset | None = UNSET
+    local_address: str | Unset | None = UNSET
+    local_port: int | Unset | None = UNSET
+    auto_select_family: bool | Unset | None = UNSET
+    auto_select_family_attempt_timeout: float | Unset | None = UNSET
+    no_delay: bool | Unset | None = UNSET
+    tcp_keep_alive: bool | float | Unset | None = UNSET
+    pins: Sequence[str] | tuple[bytes, ...] | Unset | None = UNSET
+    verifier: Literal["openssl"] | Unset | None = UNSET
     _values: tuple[Any, ...] = dataclasses.field(init=False)
     _hash: int = dataclasses.field(init=False)
 
-    _rules: ClassVar[Mapping[str, Rule]] = _CONNECTION_RULES
+    _rules: ClassVar[Mapping[str, Rule]] = CONNECTION_RULES
 
     def __post_init__(self) -> None:
         for name in self.field_names():
             value = getattr(self, name)
-            if value is UNSET or name == "key":
+            if value is UNSET or name in _NEED_PASSPHRASE:
                 continue
             rule = self._rules.get(name)
             if rule is None:
                 raise NotImplementedError(f"{name} is not supported yet; leave it out")
-            if value is not None or name not in _NULLABLE_BY_ALL:
+            if value is not None or name not in NULLABLE:
                 _settle(self, name, rule(name, value))
-        if self.key is not UNSET and self.key is not None:
-            _settle(
-                self,
-                "key",
-                _material.private_keys(self.key, self.passphrase if isinstance(self.passphrase, str) else None),
-            )
+        passphrase = self.passphrase if isinstance(self.passphrase, str) else None
+        for name, parse in _NEED_PASSPHRASE.items():
+            value = getattr(self, name)
+            if value is not UNSET and value is not None:
+                _settle(self, name, parse(value, passphrase))
         self._check_combinations()
         self._seal()
 
@@ -451,17 +242,34 @@ class ConnectionOptions:
                 raise OptionError(
                     f"{', '.join(beside)} has no effect beside secure_context: give it to create_secure_context()"
                 )
-        low, high = self.min_version, self.max_version
-        if low and high and _VERSIONS.index(low) > _VERSIONS.index(high):
-            raise OptionError(
-                f"min_version {low} is above max_version {high}: no connection could ever be made",
-                code="ERR_TLS_INVALID_PROTOCOL_VERSION",
-            )
+        self._check_versions()
         if isinstance(self.cert, tuple) and isinstance(self.key, tuple):
             chains = cast("tuple[_material.CertificateChain, ...]", self.cert)
             keys = [key for key in self.key if isinstance(key, _material.PrivateKey)]
             if len(keys) == len(self.key):
                 _material.check_key_pairs(chains, keys)
+        group = cast("_material.DHParameters | None", self.dhparam or None)
+        ciphers = cast("_material.CipherList | None", self.ciphers or None)
+        # A lower security level lets more pass: what OpenSSL thinks of it then is asked when the context is made.
+        leveled = ciphers is not None and "@SECLEVEL=" in (ciphers.tls12 or "")
+        if group is not None and group.bits < _SOUND_DH_BITS and not leveled:
+            raise OptionError(
+                f"dhparam of {group.bits} bits is too small: use {_SOUND_DH_BITS} bits or more",
+                code="ERR_CRYPTO_OPERATION_FAILED",
+            )
+
+    def _check_versions(self) -> None:
+        low, high = self.min_version, self.max_version
+        if self.secure_protocol and (low or high):
+            raise OptionTypeError(
+                "min_version and max_version conflict with secure_protocol, which says both",
+                code="ERR_TLS_PROTOCOL_VERSION_CONFLICT",
+            )
+        if low and high and VERSIONS.index(low) > VERSIONS.index(high):
+            raise OptionTypeError(
+                f"min_version {low} is above max_version {high}: no connection could ever be made",
+                code="ERR_TLS_INVALID_PROTOCOL_VERSION",
+            )
 
     def _seal(self) -> None:
         values = tuple(getattr(self, name) for name in self.field_names())
@@ -478,14 +286,16 @@ class ConnectionOptions:
         Return these options laid over `lower`: what is `UNSET` here is taken from there.
 
         A `secure_context` here drops from `lower` the options that one is made from, and any of those here drops a
-        `secure_context` of `lower`: an option never stays where it would have no effect.
+        `secure_context` of `lower`: an option never stays where it would have no effect. So it is with
+        `secure_protocol` and the versions, and with `pfx` and a certificate with its key.
         """
         merged: _Options = object.__new__(type(self))
-        dropped: frozenset[str] = frozenset()
-        if self.secure_context:
-            dropped = CONTEXT_FIELDS
-        elif any(getattr(self, name) is not UNSET for name in CONTEXT_FIELDS):
-            dropped = frozenset({"secure_context"})
+        dropped: set[str] = set()
+        for one, others in _RIVALS:
+            if getattr(self, one):
+                dropped |= others
+            if any(getattr(self, name) is not UNSET for name in others):
+                dropped.add(one)
         for name in self.field_names():
             value = getattr(self, name)
             if value is UNSET and name not in dropped:
@@ -517,6 +327,8 @@ class ConnectionOptions:
 
 
 _SECRETS: Final = frozenset({"passphrase", "session"})
+_NEED_PASSPHRASE: Final[Mapping[str, Any]] = {"key": _material.private_keys, "pfx": _material.pfx_bundles}
+_SOUND_DH_BITS: Final = 2048
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -553,7 +365,7 @@ class Timeouts:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not UNSET:
-                _settle(self, field.name, _duration(f"timeouts.{field.name}", value))
+                _settle(self, field.name, duration(f"timeouts.{field.name}", value))
 
     @classmethod
     def of(cls, value: object) -> Timeouts:
@@ -563,7 +375,7 @@ class Timeouts:
         if value is None:
             return cls(**dict.fromkeys((f.name for f in dataclasses.fields(cls)), None))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _wrong_type("timeouts", "a Timeouts, a number of seconds or None", value)
+            raise wrong_type("timeouts", "a Timeouts, a number of seconds or None", value)
         return cls(total=value)
 
     def merged_over(self, lower: Timeouts) -> Timeouts:
@@ -592,8 +404,8 @@ class Http1Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if _count(f"http1.{field.name}", getattr(self, field.name)) is None:
-                raise _wrong_type(f"http1.{field.name}", "a whole number", None)
+            if count(f"http1.{field.name}", getattr(self, field.name)) is None:
+                raise wrong_type(f"http1.{field.name}", "a whole number", None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -633,8 +445,8 @@ class AgentOptions(ConnectionOptions):
     max_free_sockets: int | Unset | None = UNSET
     scheduling: Literal["lifo", "fifo"] | Unset = UNSET
     free_socket_timeout: float | Unset | None = UNSET
-    max_lifetime: float | None | Unset = UNSET
-    max_requests_per_socket: int | None | Unset = UNSET
+    max_lifetime: float | Unset | None = UNSET
+    max_requests_per_socket: int | Unset | None = UNSET
     keep_alive_hint_margin: float | Unset = UNSET
     dial_delay: Any = UNSET
     max_cached_sessions: int | Unset = UNSET
@@ -649,10 +461,15 @@ class AgentOptions(ConnectionOptions):
     max_response_size: int | Unset | None = UNSET
     timeouts: Timeouts | float | Unset | None = UNSET
 
-    _rules: ClassVar[Mapping[str, Rule]] = {**_CONNECTION_RULES, **_AGENT_RULES}
+    _rules: ClassVar[Mapping[str, Rule]] = {**CONNECTION_RULES, **AGENT_RULES, "http1": _http1, "timeouts": _timeouts}
+
+    def __post_init__(self) -> None:
+        super(AgentOptions, self).__post_init__()
+        warn_of_server_options(self)
 
     def _check_combinations(self) -> None:
         super(AgentOptions, self)._check_combinations()
+        refuse_server_protocol(self)
         if self.socket is not UNSET and self.socket is not None:
             raise OptionError("socket serves one connection: give it to a request or to connect(), not to an agent")
         own_store = self.session_store is not UNSET and self.session_store is not None
@@ -669,23 +486,50 @@ class ConnectionOptionsDict(TypedDict, total=False):
     """The fields of `ConnectionOptions` as keywords (PEP 692)."""
 
     alpn_protocols: Sequence[str] | Unset | None
-    ca: Source | Sequence[Source] | _material.TrustAnchors | Unset | None
-    cert: Source | Sequence[Source] | tuple[_material.CertificateChain, ...] | Unset | None
+    sni_callback: SniCallback | Unset | None
+    ca: Certificates | _material.TrustAnchors | Unset | None
+    cert: Certificates | tuple[_material.CertificateChain, ...] | Unset | None
     check_server_identity: CheckServerIdentity | Unset | None
     ciphers: str | _material.CipherList | Unset | None
+    client_cert_engine: str | Unset | None
+    crl: Certificates | _material.RevocationLists | Unset | None
+    dhparam: Source | _material.DHParameters | Unset | None
+    ecdh_curve: str | Unset | None
+    enable_trace: bool | Unset | None
+    honor_cipher_order: bool | Unset | None
     host: str | Unset | None
     key: Any
     lookup: Lookup | Unset | None
     max_version: Version | Unset | None
+    min_dh_size: float | Unset | None
     min_version: Version | Unset | None
     passphrase: str | Unset | None
     path: str | os.PathLike[str] | Unset | None
+    pfx: Any
     port: int | str | Unset | None
     reject_unauthorized: bool | Unset
+    request_cert: bool | Unset | None
     secure_context: ContextHandle | Unset | None
+    secure_options: int | Unset | None
+    secure_protocol: str | Unset | None
     servername: str | Unset | None
+    session: _material.Session | bytes | Unset | None
+    session_id_context: str | Unset | None
     socket: Any
     timeout: float | Unset | None
+    sigalgs: str | Unset | None
+    allow_partial_trust_chain: bool | Unset | None
+    request_ocsp: bool | Unset | None
+    psk_callback: PskCallback | Unset | None
+    family: int | Unset | None
+    local_address: str | Unset | None
+    local_port: int | Unset | None
+    auto_select_family: bool | Unset | None
+    auto_select_family_attempt_timeout: float | Unset | None
+    no_delay: bool | Unset | None
+    tcp_keep_alive: bool | float | Unset | None
+    pins: Sequence[str] | tuple[bytes, ...] | Unset | None
+    verifier: Literal["openssl"] | Unset | None
 
 
 class AgentOptionsDict(ConnectionOptionsDict, total=False):
@@ -697,8 +541,8 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     max_free_sockets: int | Unset | None
     scheduling: Literal["lifo", "fifo"] | Unset
     free_socket_timeout: float | Unset | None
-    max_lifetime: float | None | Unset
-    max_requests_per_socket: int | None | Unset
+    max_lifetime: float | Unset | None
+    max_requests_per_socket: int | Unset | None
     keep_alive_hint_margin: float | Unset
     max_cached_sessions: int | Unset
     session_store: Any
@@ -707,6 +551,30 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     http1: Http1Options | Unset
     max_response_size: int | Unset | None
     timeouts: Timeouts | float | Unset | None
+
+
+def refuse_server_protocol(options: ConnectionOptions) -> None:
+    """Refuse a `secure_protocol` for servers, where a client is made."""
+    method = options.secure_protocol
+    if isinstance(method, str) and protocol_range(method)[2] == "server":
+        raise OptionTypeError(
+            f"secure_protocol {method} is for servers: a client could not connect with it",
+            code="ERR_TLS_INVALID_PROTOCOL_METHOD",
+        )
+
+
+def warn_of_server_options(options: ConnectionOptions) -> None:
+    """Warn once of all options for servers that a client was given; from the first caller outside this package."""
+    given = [name for name in SERVER_FIELDS if getattr(options, name)]
+    if given:
+        depth, frame = 1, sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+            depth, frame = depth + 1, frame.f_back
+        warnings.warn(
+            f"{', '.join(given)}: only a server heeds this; it is without effect on a client",
+            ServerOptionWarning,
+            stacklevel=depth + 1,
+        )
 
 
 _FIELD_NAMES: dict[type, tuple[str, ...]] = {}
@@ -740,7 +608,34 @@ DEFAULTS: Final = AgentOptions(
     cert=None,
     key=None,
     passphrase=None,
+    pfx=None,
+    crl=None,
+    allow_partial_trust_chain=False,
+    pins=None,
+    verifier="openssl",
+    client_cert_engine=None,
     ciphers=None,
+    ecdh_curve=None,
+    sigalgs=None,
+    secure_options=None,
+    secure_protocol=None,
+    session_id_context=None,
+    min_dh_size=1024,
+    request_ocsp=False,
+    psk_callback=None,
+    session=None,
+    enable_trace=False,
+    sni_callback=None,
+    request_cert=False,
+    dhparam=None,
+    honor_cipher_order=False,
+    family=0,
+    local_address=None,
+    local_port=None,
+    auto_select_family=True,
+    auto_select_family_attempt_timeout=0.25,
+    no_delay=True,
+    tcp_keep_alive=None,
     min_version="TLSv1.2",
     max_version="TLSv1.3",
     secure_context=None,

@@ -107,7 +107,7 @@ class Response(ResponseFacts):
     __slots__ = ("content",)
 
     def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange)
+        self._exchange = exchange
         chunks = exchange.chunks
         self.content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         exchange.chunks = []

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tlsagent._tls import binding
+from tlsagent._material import binding
+from tlsagent._material.binding import Fault
 from tlsagent._tls.alerts import Offer, connection_error, handshake_error, is_alert, last_fault
-from tlsagent._tls.binding import Fault
 from tlsagent.errors import HandshakeError, RemoteProtocolError
 
 OFFER = Offer("TLSv1.2 to TLSv1.3", ("h2", "http/1.1"))

@@ -4,7 +4,7 @@ import pytest
 from OpenSSL import SSL, crypto
 from tls_peer import connect, pki
 
-from tlsagent._tls import binding
+from tlsagent._material import binding
 
 
 class Lacking:

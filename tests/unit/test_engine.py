@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import gc
+import hashlib
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 from tls_peer import (
@@ -26,9 +28,10 @@ from tls_peer import (
     pki,
     server_context,
 )
+from tls_peer import openssl_context as stapling_context
 
 from tlsagent import _material
-from tlsagent._tls import binding
+from tlsagent._material import binding
 from tlsagent._tls import engine as engine_module
 from tlsagent._tls.certificates import PeerCertificate
 from tlsagent._tls.context import secure_context
@@ -329,7 +332,7 @@ def test_bad_chain_without_rejecting(version, name, code):
     """
     With reject_unauthorized=False a bad chain is only recorded; the session is handed over and resumes.
     """
-    lax = client_context(strict=False)
+    lax = client_context()
     server = server_context(_bad(name), version=version)
 
     link = connect(lax, server, reject_unauthorized=False)
@@ -341,14 +344,15 @@ def test_bad_chain_without_rejecting(version, name, code):
 
 
 @each_version
-def test_strict_context_under_a_lax_rule(version):
+def test_the_rule_is_the_connections(version):
     """
-    The rule of the connection counts, not that of the context it was made from.
+    One context serves strict and lax connections.
     """
     server = server_context(issue("a.test"), version=version)
+    context = client_context()
 
-    assert not connect(client_context(), server, reject_unauthorized=False).sink.facts.authorized
-    failed(CertificateError, client_context(strict=False), server)
+    assert not connect(context, server, reject_unauthorized=False).sink.facts.authorized
+    failed(CertificateError, context, server)
 
 
 @each_version
@@ -1218,7 +1222,7 @@ def test_default_roots():
     """
     Without `ca` certifi's roots are trusted, which do not know our server.
     """
-    context = secure_context(ca=None, chains=(), keys=(), ciphers=None, min_version=None, max_version=None, strict=True)
+    context = secure_context(ca=None, chains=(), keys=(), ciphers=None, min_version=None, max_version=None)
     error, _ = failed(CertificateError, context)
     assert error.code == "UNABLE_TO_VERIFY_LEAF_SIGNATURE"
 
@@ -1230,3 +1234,131 @@ def test_junk_session_bytes_never_reach_the_engine():
     with pytest.raises(OptionError) as caught:
         Session.from_bytes(b"junk-and-secret")
     assert "secret" not in str(caught.value)
+
+
+# --- pins ---------------------------------------------------------------------------------------------------------
+
+
+def pin(credentials):
+    spki = credentials.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()
+
+
+@each_version
+@pytest.mark.parametrize("which", ["behind", "intermediate", "root"])
+def test_a_pin_of_any_key_of_the_verified_chain_is_enough(version, which):
+    """
+    The pinned key may be the server's, an intermediate's or the root's, which the server does not even send.
+    """
+    server = server_context(pki().behind, version=version)
+    pins = (pin(getattr(pki(), which)), bytes(32))
+
+    link = connect(server=server, pins=pins)
+    assert link.sink.facts.authorized
+    again = connect(server=server, pins=pins, session=link.sink.sessions[-1])
+
+    assert again.sink.facts.session_reused
+    assert again.sink.facts.authorized
+
+
+@each_version
+@pytest.mark.parametrize("reject", [True, False])
+def test_a_server_without_a_pinned_key_is_refused(version, reject):
+    """
+    Pins come on top of every other check, and hold where reject_unauthorized does not.
+    """
+    error, link = failed(
+        CertificateError, None, server_context(version=version), pins=(bytes(32),), reject_unauthorized=reject
+    )
+
+    assert error.code == "ERR_TLSAGENT_PIN_MISMATCH"
+    assert link.sink.news == []
+
+
+@each_version
+def test_a_certificate_that_is_merely_sent_along_matches_no_pin(version):
+    """
+    In a chain that was not verified only the server's own key counts: the rest anybody can send.
+    """
+    forged = issue("a.test").sending(pki().intermediate.certificate)
+    server = server_context(forged, version=version)
+
+    error, _ = failed(CertificateError, None, server, pins=(pin(pki().intermediate),), reject_unauthorized=False)
+    assert error.code == "ERR_TLSAGENT_PIN_MISMATCH"
+    assert not connect(server=server, pins=(pin(forged),), reject_unauthorized=False).sink.facts.authorized
+
+
+@each_version
+def test_pins_hold_on_resumption(version):
+    """
+    A session whose full handshake looked at no pins does not satisfy them later.
+    """
+    server = server_context(pki().behind, version=version)
+    session = connect(server=server).sink.sessions[-1]
+
+    error, _ = failed(CertificateError, None, server, pins=(pin(pki().root),), session=session)
+
+    assert error.code == "ERR_TLSAGENT_PIN_MISMATCH"
+
+
+def test_a_pinned_key_does_not_excuse_a_bad_name():
+    """
+    What else is wrong with a certificate is wrong with a pinned key too.
+    """
+    other = issue("b.test", pki().root)
+
+    failed(CertificateNameError, None, server_context(other), pins=(pin(other),))
+
+
+# --- OCSP ---------------------------------------------------------------------------------------------------------
+
+
+@each_version
+def test_a_stapled_response_is_handed_over_if_it_was_asked_for(version):
+    """
+    request_ocsp gets what the server staples, byte for byte; without it the server is not asked.
+    """
+    context = stapling_context(version=version)
+    asked = []
+
+    def staple(_connection, _data):
+        asked.append(True)
+        return b"\x30\x03\x0a\x01\x00"
+
+    context.set_ocsp_server_callback(staple)
+
+    assert connect(server=context, request_ocsp=True).sink.facts.ocsp_response == b"\x30\x03\x0a\x01\x00"
+    assert len(asked) == 1
+    assert connect(server=context).sink.facts.ocsp_response is None
+    assert len(asked) == 1
+
+
+@each_version
+def test_a_server_may_have_no_response_to_staple(version):
+    """
+    Without a response the connection is as good as any.
+    """
+    facts = connect(server=server_context(version=version), request_ocsp=True).sink.facts
+
+    assert (facts.authorized, facts.ocsp_response) == (True, None)
+
+
+# --- Whose session ------------------------------------------------------------------------------------------------
+
+
+@each_version
+@pytest.mark.parametrize("other", [{"verified_name": "b.test", "server_name": "b.test"}, {"trust": b"another"}])
+def test_a_session_is_offered_only_where_it_was_made_for(version, other):
+    """
+    A session is not offered to a server of another name, nor under other options than it was made under.
+    """
+    both = issue("a.test", pki().root)
+    server = server_context(both, version=version)
+    made = {"trust": b"ours"}
+    session = connect(server=server, **made).sink.sessions[-1]
+
+    assert (session.verified_name, session.trust) == ("a.test", b"ours")
+    assert connect(server=server, session=session, **made).sink.facts.session_reused
+    link = connect(server=server, session=session, **{**made, **other}, check_identity=lambda *_: None)
+    assert not link.engine.offered_session
+    assert not link.sink.facts.session_reused

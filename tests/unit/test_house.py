@@ -69,7 +69,6 @@ OWED = {
     "_dial",
     "_drivers/addresses",
     "_exchange",
-    "_option_rules",
     "_raw",
     "_response",
     "_secure_context",

@@ -1,16 +1,31 @@
 """Identity: who may share a connection or a session with whom."""
 
+import socket
+
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+from tls_peer import connect, pki
 
-from tlsagent import AgentOptions, ConnectionOptions, create_secure_context
-from tlsagent._identity import parse_authority, plan_for
+from tlsagent import AgentOptions, ConnectionOptions, Http1Options, MemorySessionStore, create_secure_context
+from tlsagent._identity import KEY_TABLE, parse_authority, plan_for
 from tlsagent._secure_context import context_for
 from tlsagent.errors import LocalProtocolError, OptionError
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
 LEAF = CA.issue_cert("client")
+PFX = pkcs12.serialize_key_and_certificates(
+    b"name",
+    pki().client.key,
+    pki().client.certificate,
+    [pki().root.certificate],
+    serialization.BestAvailableEncryption(b"secret"),
+)
+SESSION = connect().sink.sessions[0]
+SOCKET = socket.socket()
+SOCKET.close()
 OTHER_LEAF = CA.issue_cert("other-client")
 
 
@@ -65,7 +80,51 @@ IN_THE_KEY = [
     {"secure_context": create_secure_context(ca=CA.cert_pem.bytes())},
     {"servername": "b.test"},
     {"servername": ""},
+    {"allow_partial_trust_chain": True},
+    {"crl": []},
+    {"ecdh_curve": "P-256"},
+    {"sigalgs": "ECDSA+SHA256"},
+    {"secure_options": 4},
+    {"secure_protocol": "TLS_method"},
+    {"session_id_context": "x"},
+    {"min_dh_size": 2048},
+    {"request_ocsp": True},
+    {"psk_callback": lambda hint: None},
+    {"psk_callback": lambda hint: None},
+    {"pins": ["sha256//" + "A" * 43 + "="]},
+    {"pins": ["sha256//" + "B" * 42 + "A="]},
+    {"pfx": PFX, "passphrase": "secret"},
+    {"enable_trace": True},
+    {"family": 4},
+    {"family": 6},
+    {"local_address": "127.0.0.1"},
+    {"local_port": 4000},
+    {"no_delay": False},
+    {"tcp_keep_alive": True},
+    {"tcp_keep_alive": 5},
+    {"socket": SOCKET},
 ]
+ROUTE_ONLY = {"enable_trace", "family", "local_address", "local_port", "no_delay", "tcp_keep_alive"}
+SAME_KEY = {
+    "client_cert_engine": None,
+    "passphrase": "unused",
+    "timeout": 5,
+    "session": SESSION,
+    "auto_select_family": False,
+    "auto_select_family_attempt_timeout": 1,
+    "verifier": "openssl",
+    "sni_callback": always,
+    "request_cert": True,
+    "dhparam": "auto",
+    "honor_cipher_order": True,
+}
+SAME_FOR_AGENTS = {
+    "keep_alive": False, "max_sockets": 1, "max_total_sockets": 1, "max_free_sockets": 1, "scheduling": "fifo",
+    "free_socket_timeout": 1, "max_lifetime": 1, "max_requests_per_socket": 1, "keep_alive_hint_margin": 0,
+    "max_cached_sessions": 1, "session_store": MemorySessionStore(), "retry": False, "http1_engine": "h11",
+    "http1": Http1Options(max_informational=1), "max_response_size": 1, "timeouts": 1,
+}  # fmt: skip
+LATER = {"dial_delay", "early_data", "proxy", "http2_engine", "http2"}
 
 
 def test_every_option_in_the_key_makes_a_key_of_its_own():
@@ -75,6 +134,105 @@ def test_every_option_in_the_key_makes_a_key_of_its_own():
     keys = [key_of(), *map(key_of, IN_THE_KEY)]
 
     assert len(set(keys)) == len(keys)
+    assert len({key.digest for key in keys}) == len(keys)
+
+
+def test_every_option_has_a_row_and_is_tried():
+    """
+    The table of what is in the key names every option once, and each is tried here for what the table says.
+    """
+    in_key = {name for options in IN_THE_KEY for name in options} | {"key"}
+    said = {name for name, row in KEY_TABLE.items() if row.in_key}
+
+    assert set(KEY_TABLE) == set(AgentOptions.field_names())
+    assert list(KEY_TABLE)[: len(ConnectionOptions.field_names())] == list(ConnectionOptions.field_names())
+    assert in_key - {"passphrase"} == said
+    assert set(SAME_KEY) | set(SAME_FOR_AGENTS) | LATER == set(KEY_TABLE) - said
+    assert all(row.why for row in KEY_TABLE.values())
+
+
+@pytest.mark.parametrize("name", SAME_KEY)
+def test_an_option_that_is_not_in_the_key_shares_it(name):
+    """
+    What makes no other connection does not tell requests apart.
+    """
+    assert key_of({name: SAME_KEY[name]}) == key_of()
+
+
+@pytest.mark.parametrize("name", SAME_FOR_AGENTS)
+def test_how_an_agent_pools_is_not_in_the_key(name):
+    """
+    What says how connections are kept is not in the key.
+    """
+    assert key_of(agent={name: SAME_FOR_AGENTS[name]}) == key_of()
+
+
+def plan_of(options=None, authority="a.test"):
+    return plan_for(parse_authority(authority), ConnectionOptions(**(options or {})), context_for)
+
+
+@pytest.mark.parametrize("options", IN_THE_KEY, ids=lambda options: "-".join(options))
+def test_sessions_are_shared_whatever_the_socket(options):
+    """
+    The scope of sessions is the key without what only says how the bytes get there.
+    """
+    same = plan_of(options).scope == plan_of().scope
+
+    assert same == (set(options) <= ROUTE_ONLY)
+
+
+def test_the_trust_digest_tells_what_verification_rests_on():
+    """
+    Two plans have one digest exactly if their peers were verified alike; it is the same in every process.
+    """
+    verified_alike = [{}, {"ciphers": "HIGH"}, {"family": 4}, {"alpn_protocols": []}, {"port": 8443}]
+    otherwise = [
+        {"ca": CA.cert_pem.bytes()},
+        {"crl": []},
+        {"reject_unauthorized": False},
+        {"servername": "b.test"},
+        {"allow_partial_trust_chain": True},
+        {"pins": ["sha256//" + "A" * 43 + "="]},
+        {"pfx": PFX, "passphrase": "secret"},
+        {"secure_context": create_secure_context(crl=[])},
+        pems(LEAF),
+    ]
+
+    assert {plan_of(options).trust for options in verified_alike} == {plan_of().trust}
+    assert len({plan_of(options).trust for options in [{}, *otherwise]}) == len(otherwise) + 1
+
+
+def test_a_session_of_the_options_is_taken_once():
+    """
+    The session given with a request is for one connection; the key does not know of it.
+    """
+    plan = plan_of({"session": SESSION.to_bytes()})
+
+    assert plan.take_session().to_bytes() == SESSION.to_bytes()
+    assert plan.take_session() is None
+    assert plan_of().take_session() is None
+
+
+def test_how_addresses_are_tried_stands_in_the_plan():
+    """
+    A dialler finds there what the key does not hold.
+    """
+    plan = plan_of({"auto_select_family": False, "auto_select_family_attempt_timeout": None})
+
+    assert (plan.auto_select_family, plan.attempt_timeout) == (False, None)
+    assert (plan_of().auto_select_family, plan_of().attempt_timeout) == (True, 0.25)
+
+
+def test_a_client_refuses_what_is_for_servers():
+    """
+    A secure_protocol for servers is refused, given alone or in a context.
+    """
+    method = {"secure_protocol": "TLS_server_method"}
+
+    for options in (method, {"secure_context": create_secure_context(**method)}):
+        with pytest.raises(OptionError) as caught:
+            plan_of(options)
+        assert caught.value.code == "ERR_TLS_INVALID_PROTOCOL_METHOD"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +314,8 @@ def test_authorities(authority, host, port, shown):
 
 
 @pytest.mark.parametrize(
-    "authority", ["", ":443", "a.test:0", "a.test:65536", "a.test:x", "user@a.test", "u:p@a.test", "a b", "[::1", "a..b"]
+    "authority",
+    ["", ":443", "a.test:0", "a.test:65536", "a.test:x", "user@a.test", "u:p@a.test", "a b", "[::1", "a..b"],
 )
 def test_bad_authorities_are_refused(authority):
     """

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import crypto
 
-from tlsagent import _material
 from tlsagent._material import (
     CipherList,
     EncryptedKey,
@@ -25,9 +24,11 @@ from tlsagent._material import (
     certificate_chains,
     check_key_pairs,
     cipher_list,
+    credentials,
     private_keys,
     trust_anchors,
 )
+from tlsagent._material.items import Memo
 from tlsagent.errors import OptionError, OptionTypeError
 
 SECRET = "correct horse"
@@ -240,7 +241,7 @@ def test_memo_forgets_the_least_recently_used():
     """
     The memo stays within its size and keeps what was used last.
     """
-    memo = _material._Memo[str](size=2)
+    memo = Memo[str](size=2)
     memo.get(1, lambda: "one")
     memo.get(2, lambda: "two")
     memo.get(1, lambda: "not made again")
@@ -521,7 +522,7 @@ def test_memo_keeps_no_passphrase(ec_key):
     """
     private_keys(key_bytes(ec_key, passphrase=SECRET), SECRET)
 
-    names = [repr(name) for memo in (_material._keys, _material._unlocked) for name in memo._values]
+    names = [repr(name) for memo in (credentials._keys, credentials._unlocked) for name in memo._values]
 
     assert names
     assert not any(SECRET in name for name in names)

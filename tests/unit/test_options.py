@@ -16,7 +16,7 @@ LEAF = CA.issue_cert("localhost")
 CA_PEM = CA.cert_pem.bytes()
 KEY_PEM = LEAF.private_key_pem.bytes()
 CERT_PEM = LEAF.cert_chain_pems[0].bytes()
-SUPPORTED = set(ConnectionOptions._rules) | {"key"}
+SUPPORTED = set(ConnectionOptions._rules) | {"key", "pfx"}
 SEED = {
     "alpn_protocols", "sni_callback", "ca", "cert", "check_server_identity", "ciphers", "client_cert_engine", "crl",
     "dhparam", "ecdh_curve", "enable_trace", "honor_cipher_order", "host", "key", "lookup", "max_version",

@@ -9,13 +9,15 @@ import time
 import pytest
 from tls_peer import connect, pki, server_context
 
-from tlsagent._tls import binding
-from tlsagent._tls.sessions import LONGEST_LIFETIME, MemorySessionStore, Session, _facts
+from tlsagent._material import binding
+from tlsagent._material.session import _facts
+from tlsagent._tls.certificates import PeerCertificate
+from tlsagent._tls.sessions import LONGEST_LIFETIME, MemorySessionStore, Session
 from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
 
 
-def made(version="TLSv1.3"):
-    return connect(server=server_context(pki().behind, version=version)).sink.sessions[0]
+def made(version="TLSv1.3", **options):
+    return connect(server=server_context(pki().behind, version=version), **options).sink.sessions[0]
 
 
 class FakeSession:
@@ -48,12 +50,18 @@ def test_bytes_round_trip(version):
     """
     A session restored from its bytes knows the same facts and gives the same bytes.
     """
-    session = made(version)
+    root = PeerCertificate(pki().root.der).public_key_digest
+    session = made(version, trust=b"trust", pins=(root,))
+    assert (session.verified_name, session.trust) == ("a.test", b"trust")
+    assert root in session.verified_keys
 
     restored = Session.from_bytes(bytearray(session.to_bytes()))
 
     assert restored.to_bytes() == session.to_bytes()
-    for fact in ("protocol_version", "expires_at", "max_early_data", "peer_chain", "resumable"):
+    for fact in (
+        "protocol_version", "expires_at", "max_early_data", "peer_chain", "resumable", "verified_name", "trust",
+        "verified_keys",
+    ):  # fmt: skip
         assert getattr(restored, fact) == getattr(session, fact)
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
 
 from tlsagent import _material
 from tlsagent._tls.context import secure_context
@@ -33,6 +34,14 @@ WALL = time.time() - CLOCK
 VERSIONS = ("TLSv1.2", "TLSv1.3")
 NUMBERS = {"TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 _STDLIB = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+
+# Oakley group 2 (RFC 2409 section 6.2).
+DH_1024 = b"""-----BEGIN DH PARAMETERS-----
+MIGHAoGBAP//////////yQ/aoiFowjTExmKLgNwc0SkCTgiKZ8x0Agu+pjsTmyJRSgh5jjQE3e+V
+GbPNOkMbMCsKbfJfFDdP4TVtbVHCReSFtXZiXn7G9ExC6aY37WsL/1y29Aa37e44a/taiZ+lrp8k
+EXxLH+ZJKGZR7OZTgf//////////AgEC
+-----END DH PARAMETERS-----
+"""
 
 
 class Credentials:
@@ -60,9 +69,9 @@ class Credentials:
         return Credentials(self.certificate, self.key, chain)
 
 
-def issue(name, issuer=None, *, ca=False, start=NOW - DAY, end=NOW + 30 * DAY, usage=None, permitted=None):
+def issue(name, issuer=None, *, ca=False, key=None, start=NOW - DAY, end=NOW + 30 * DAY, usage=None, permitted=None):
     """Issue a certificate for `name`; self-signed without an issuer."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     signer, signing_key = (subject, key) if issuer is None else (issuer.certificate.subject, issuer.key)
     builder = (
@@ -175,6 +184,37 @@ class Server:
         return self._out.read()
 
 
+class OpenSSLServer:
+    """The server's end on a pyOpenSSL context, for what the standard library cannot do."""
+
+    def __init__(self, context):
+        self.tls = SSL.Connection(context, None)
+        self.tls.set_accept_state()
+        self.received = b""
+        self.secured = False
+        self.error = None
+
+    def receive_data(self, data):
+        self.tls.bio_write(data)
+        try:
+            if not self.secured:
+                self.tls.do_handshake()
+                self.secured = True
+            while True:
+                self.received += self.tls.recv(65_536)
+        except (SSL.WantReadError, SSL.ZeroReturnError):
+            pass
+        except SSL.Error as exc:
+            self.error = exc
+
+    def data_to_send(self):
+        sent = b""
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                sent += self.tls.bio_read(65_536)
+        return sent
+
+
 class Sink:
     """A TLSSink that remembers the order of things."""
 
@@ -206,9 +246,7 @@ class Sink:
         self.news.append("session")
 
 
-def client_context(
-    *, ca=None, version=None, strict=True, client=None, ciphers=None, min_version=None, max_version=None
-):
+def client_context(*, ca=None, version=None, client=None, ciphers=None, min_version=None, max_version=None, **more):
     return secure_context(
         ca=ca or pki().anchors(),
         chains=_material.certificate_chains(client.cert_pem) if client else (),
@@ -216,7 +254,7 @@ def client_context(
         ciphers=ciphers and _material.cipher_list(ciphers),
         min_version=NUMBERS.get(version or min_version),
         max_version=NUMBERS.get(version or max_version),
-        strict=strict,
+        **more,
     )
 
 
@@ -264,5 +302,19 @@ class Link:
 
 
 def connect(context=None, server=None, *, cut=None, **kwargs):
-    """Carry a handshake through; returns the link."""
-    return Link(client_engine(context, **kwargs), Server(server or server_context()), cut=cut).handshake()
+    """Carry a handshake through; returns the link. `server` is a context of the standard library's or pyOpenSSL's."""
+    peer = OpenSSLServer(server) if isinstance(server, SSL.Context) else Server(server or server_context())
+    return Link(client_engine(context, **kwargs), peer, cut=cut).handshake()
+
+
+def openssl_context(credentials=None, *, version="TLSv1.3"):
+    """A server's context of pyOpenSSL's."""
+    credentials = credentials or pki().server
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(NUMBERS[version])
+    context.set_max_proto_version(NUMBERS[version])
+    context.use_certificate(credentials.certificate)
+    for certificate in credentials.chain:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(credentials.key)
+    return context

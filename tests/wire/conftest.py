@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from wire_peer import Gates, Peer, Script, open_sockets, wait_until
 
 from tlsagent import Agent, AsyncAgent
 from tlsagent.testing import Server
-from wire_peer import Gates, Peer, Script, open_sockets, wait_until
 
 DRIVERS = ["threads", "asyncio", "uvloop"]
 

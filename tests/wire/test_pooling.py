@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from wire_peer import OK, PeerConnection, closed_port, serve, wait_until
 
 from tlsagent import ConnectError, TotalTimeout, events
-from wire_peer import OK, PeerConnection, closed_port, serve, wait_until
 
 
 def targets(server: Any) -> list[list[str]]:
@@ -306,6 +306,7 @@ def test_connection_attempt_of_a_lone_request_becomes_idle(open_async_agent, ope
     assert wait_until(lambda: peer.connections)
 
     first.cancel()
+    assert waiting(agent, 0)
     go_on.set()
     assert wait_until(lambda: agent.stats().idle == 1)
 
@@ -420,7 +421,7 @@ def test_preconnect_tells_of_a_failure(open_agent):
     url = f"https://127.0.0.1:{closed_port()}"
 
     for _ in range(2):
-        with pytest.raises(ConnectError, match="127.0.0.1"):
+        with pytest.raises(ConnectError, match=r"127\.0\.0\.1"):
             agent.preconnect(url)
 
     assert agent.stats().dialling == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wire_peer import OK, PeerConnection, serve, standstill, wait_until
 
 from tlsagent import ConnectionLost, LocalProtocolError, RemoteProtocolError
-from wire_peer import OK, PeerConnection, serve, standstill, wait_until
 
 MEGABYTE = 1 << 20
 

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tlsagent.errors import ConnectError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ATTEMPT_DELAY: Final = 0.25
-"""Seconds before the next address is tried beside those under way (RFC 8305, 5)."""
+    from tlsagent._identity import Plan
 
 
 class Address(NamedTuple):
@@ -43,6 +42,25 @@ def interleave(addresses: Iterable[Address]) -> list[Address]:
     return ordered
 
 
+def chosen(addresses: Iterable[Address], plan: Plan) -> list[Address]:
+    """
+    Return the addresses that are to be tried, in order.
+
+    Those that the local address could reach; without `auto_select_family` the first one alone, as in Node.
+    """
+    ordered = interleave(addresses)
+    local = plan.key.route.local_address
+    if local is not None:
+        same = [address for address in ordered if (":" in str(address.sockaddr[0])) == (":" in local)]
+        ordered = same or ordered
+    return ordered if plan.auto_select_family else ordered[:1]
+
+
+def race_of(addresses: Iterable[Address], plan: Plan) -> Race:
+    """Return the race of a plan's attempts."""
+    return Race(chosen(addresses, plan), math.inf if plan.attempt_timeout is None else plan.attempt_timeout)
+
+
 class Race:
     """
     Attempts at the addresses of one host, started one after the other, the first to connect wins.
@@ -50,8 +68,8 @@ class Race:
     A driver starts what `due` returns, reports failures, and looks again at `next_deadline`.
     """
 
-    def __init__(self, addresses: Iterable[Address], delay: float = ATTEMPT_DELAY) -> None:
-        self._waiting = deque(interleave(addresses))
+    def __init__(self, addresses: Iterable[Address], delay: float) -> None:
+        self._waiting = deque(addresses)
         self._delay = delay
         self._next_at = -math.inf
         self._running = 0

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import resolver as _resolver
-from tlsagent._drivers.addresses import Address, Race
+from tlsagent._drivers.addresses import Address, Race, race_of
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
 from tlsagent._drivers.sockets import drain, names_of, new_socket, peeker, unix_address, users_socket
 from tlsagent._exchange import Awaiting, Exchange, closed_error
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
+    from tlsagent._identity import Route
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
 
@@ -541,11 +542,12 @@ class AsyncAgent:
         _wake(exchange)
 
     def _settle(self, connection: Connection, exchange: Exchange | None, now: float) -> None:
+        core = self._core
         freed = connection.ended is not None and connection.dead is None
-        self._core.settle(connection, now)
-        if freed and self._core.listening(exchange):
-            self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
-        if self._core.has_effects or self._quiet is not None:
+        core.settle(connection, now)
+        if freed and (core.heard or (exchange is not None and exchange.trace is not None)):
+            core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
+        if core.pool.has_effects or self._quiet is not None:
             self._carry_out(now)
         elif now + self._free_socket_timeout < self._timer_at:
             self._arm(now)
@@ -676,7 +678,7 @@ class AsyncAgent:
         dial.enter("connect", time.monotonic())
         try:
             async with asyncio.timeout(_remaining(dial.deadline)):
-                return await self._race(Race(addresses))
+                return await self._race(race_of(addresses, dial.plan), route)
         except TimeoutError:
             raise dial.overdue() from None
 
@@ -684,7 +686,7 @@ class AsyncAgent:
         route = dial.plan.key.route
         if route.lookup is not None:
             with _resolver.hook_errors(route.host):
-                answer = route.lookup(route.host, 0)
+                answer = route.lookup(route.host, route.family)
                 if inspect.isawaitable(answer):
                     answer = await answer
             return _resolver.from_hook(route.host, answer, route.port)
@@ -698,18 +700,18 @@ class AsyncAgent:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(_set_done, done)
 
-        lookup = _resolver.resolver.start(route.host, 0, callback)
+        lookup = _resolver.resolver.start(route.host, _resolver.family_of(route), callback)
         await done
         return lookup.result(route.port)
 
-    async def _race(self, race: Race) -> socket.socket:
+    async def _race(self, race: Race, route: Route) -> socket.socket:
         """Return the first socket that connects; the others are closed."""
         running: dict[asyncio.Task[socket.socket], Address] = {}
         try:
             while not race.lost:
                 now = time.monotonic()
                 for address in race.due(now):
-                    running[self._loop.create_task(self._connect_to(address))] = address
+                    running[self._loop.create_task(self._connect_to(address, route))] = address
                 pause = race.next_deadline() - now
                 done, _ = await asyncio.wait(
                     running, timeout=None if pause == math.inf else pause, return_when=asyncio.FIRST_COMPLETED
@@ -733,8 +735,8 @@ class AsyncAgent:
             for task in running:
                 task.cancel()
 
-    async def _connect_to(self, address: Address) -> socket.socket:
-        sock = new_socket(address)
+    async def _connect_to(self, address: Address, route: Route) -> socket.socket:
+        sock = new_socket(address, route)
         try:
             await self._loop.sock_connect(sock, address.sockaddr)
         except BaseException:
@@ -773,8 +775,9 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: None = None,
+        options: ConnectionOptions | None = None,
         timeouts: Timeouts | float | None = None,
-        **options: Any,
+        **keywords: Any,
     ) -> AsyncRawConnection: ...
     @overload
     async def connect(
@@ -783,8 +786,9 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: Callable[[], asyncio.Protocol],
+        options: ConnectionOptions | None = None,
         timeouts: Timeouts | float | None = None,
-        **options: Any,
+        **keywords: Any,
     ) -> tuple[asyncio.Transport, asyncio.Protocol]: ...
     async def connect(
         self,
@@ -792,8 +796,9 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: Callable[[], asyncio.Protocol] | None = None,
+        options: ConnectionOptions | None = None,
         timeouts: Timeouts | float | None = None,
-        **options: Any,
+        **keywords: Any,
     ) -> AsyncRawConnection | tuple[asyncio.Transport, asyncio.Protocol]:
         """
         Open a TLS connection that carries no HTTP, from the agent's contexts and sessions. It is outside the pool and
@@ -803,7 +808,8 @@ class AsyncAgent:
             host, port: Whom to talk to; the name is verified.
             protocol_factory: Gives (transport, protocol), as asyncio's `create_connection`.
             timeouts: Of these, lookup, connect and handshake count.
-            options: Fields of `ConnectionOptions`, laid over the agent's.
+            options: `ConnectionOptions`, laid over the agent's.
+            keywords: Fields of `ConnectionOptions`, laid over `options`.
 
         Raises:
             RequestError: No connection came about.
@@ -813,7 +819,7 @@ class AsyncAgent:
         if self._closed:
             raise closed_error()
         stream = RawStream()
-        dial = self._core.raw_dial(host, port, build(ConnectionOptions, options), timeouts)
+        dial = self._core.raw_dial(host, port, build(ConnectionOptions, keywords), options, timeouts)
         try:
             connection = await self._open(dial, stream)
         except Exception as error:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tlsagent._drivers import resolver as _resolver
-from tlsagent._drivers.addresses import Race
+from tlsagent._drivers.addresses import race_of
 from tlsagent._drivers.sockets import Wire, names_of, new_socket, unix_address, users_socket
 from tlsagent.errors import ConnectionLost
 from tlsagent.events import Connected, Connecting, Secured
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, RawSink
     from tlsagent._core import AgentCore
     from tlsagent._dial import Dial
-    from tlsagent._drivers.addresses import Address
+    from tlsagent._drivers.addresses import Address, Race
 
 _IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", 10_035)}
 
@@ -112,12 +112,12 @@ class Dialling:
         self.dial.enter("lookup", time.monotonic())
         if route.lookup is not None:
             with _resolver.hook_errors(route.host):
-                answer: object = route.lookup(route.host, 0)
+                answer: object = route.lookup(route.host, route.family)
             self._connect(_resolver.from_hook(route.host, answer, route.port))
         elif (addresses := _resolver.literal(route.host, route.port)) is not None:
             self._connect(addresses)
         else:
-            self._lookup = _resolver.resolver.start(route.host, 0, self._lookup_ended)
+            self._lookup = _resolver.resolver.start(route.host, _resolver.family_of(route), self._lookup_ended)
 
     def _lookup_ended(self) -> None:
         if self.wake is not None:
@@ -130,7 +130,7 @@ class Dialling:
 
     def _connect(self, addresses: list[Address]) -> None:
         self.dial.enter("connect", time.monotonic())
-        self._race = Race(addresses)
+        self._race = race_of(addresses, self.dial.plan)
 
     def _run_race(self, race: Race) -> None:
         for sock, address in list(self._sockets.items()):
@@ -146,7 +146,7 @@ class Dialling:
                 self._failed(race, sock, address, code)
         for address in race.due(time.monotonic()):
             try:
-                sock = new_socket(address)
+                sock = new_socket(address, self.dial.plan.key.route)
             except OSError as error:
                 race.failed(address, error)
                 continue

@@ -24,6 +24,8 @@ from tlsagent.errors import OptionTypeError, ResolutionError, TLSAgentError, quo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tlsagent._identity import Route
+
 _MAX_THREADS: Final = 4
 
 
@@ -103,6 +105,11 @@ def _getaddrinfo(host: str, family: int) -> list[Address]:
 
 def _address(family: int, sockaddr: tuple[Any, ...]) -> Address:
     return Address(family, sockaddr)
+
+
+def family_of(route: Route) -> int:
+    """Return the address family that a route is bound to, 0 for any."""
+    return {4: socket.AF_INET, 6: socket.AF_INET6}.get(route.family, 0)
 
 
 def literal(host: str, port: int) -> list[Address] | None:

@@ -20,22 +20,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tlsagent._connection import Connection
+    from tlsagent._identity import Route
 
 _LONGEST_WAIT: Final = 3_600.0
 """Seconds after which a wait looks again; poll() cannot wait for ever and in milliseconds at once."""
 
 
-def new_socket(address: Address) -> socket.socket:
-    """Return a non-blocking socket for an address, without Nagle's delay where that exists."""
+def new_socket(address: Address, route: Route) -> socket.socket:
+    """Return a non-blocking socket for an address, with the options and the local end that the route asks for."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         if not isinstance(address.sockaddr, str):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, route.no_delay)
+            if route.tcp_keep_alive is not None:
+                _keep_alive(sock, route.tcp_keep_alive)
+            if route.local_address is not None or route.local_port is not None:
+                sock.bind((route.local_address or "", route.local_port or 0))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _keep_alive(sock: socket.socket, delay: float) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS has the same option under another name.
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+    if idle is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, idle, max(1, math.ceil(delay)))
 
 
 def unix_address(path: str) -> Address:

@@ -379,7 +379,7 @@ class Agent:
         """Return with a lease, or with an error, in the exchange."""
         now = time.monotonic()
         with self._lock:
-            if isinstance(self._core.acquire(exchange, now), Lease) and not self._core.has_effects:
+            if isinstance(self._core.acquire(exchange, now), Lease) and not self._core.pool.has_effects:
                 return
             waiter = exchange.waker = _Waiter()
             waiters = self._waiters.setdefault(exchange.plan.key, [])
@@ -554,7 +554,7 @@ class Agent:
         freed = connection.ended is not None and connection.dead is None
         with self._lock:
             self._core.settle(connection, now)
-            actions = self._collect() if self._core.has_effects else None
+            actions = self._collect() if self._core.pool.has_effects else None
         if actions is not None:
             self._do(actions)
         if freed and self._core.listening(exchange):
@@ -689,8 +689,9 @@ class Agent:
         host: str,
         port: int,
         *,
+        options: ConnectionOptions | None = None,
         timeouts: Timeouts | float | None = None,
-        **options: Any,
+        **keywords: Any,
     ) -> RawConnection:
         """
         Open a TLS connection that carries no HTTP, from the agent's contexts and sessions. It is outside the pool and
@@ -699,7 +700,8 @@ class Agent:
         Args:
             host, port: Whom to talk to; the name is verified.
             timeouts: Of these, lookup, connect and handshake count.
-            options: Fields of `ConnectionOptions`, laid over the agent's.
+            options: `ConnectionOptions`, laid over the agent's.
+            keywords: Fields of `ConnectionOptions`, laid over `options`.
 
         Raises:
             RequestError: No connection came about.
@@ -708,7 +710,7 @@ class Agent:
         if self._closed:
             raise closed_error()
         stream = RawStream()
-        dial = self._core.raw_dial(host, port, build(ConnectionOptions, options), timeouts)
+        dial = self._core.raw_dial(host, port, build(ConnectionOptions, keywords), options, timeouts)
         dialling = Dialling(self._core, dial, stream)
         self._dial_alone(dialling)
         if dialling.error is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tlsagent._tls.binding import Fault, take_faults
+from tlsagent._material.binding import Fault, take_faults
 from tlsagent.errors import HandshakeError, RemoteProtocolError, quoted
 
 
@@ -75,8 +75,14 @@ def _alert_and_code(fault: Fault) -> tuple[str | None, str]:
     if not is_alert(fault):
         return None, "ERR_SSL_" + fault.reason.upper().replace(" ", "_")
     number = fault.number - _ALERT_OFFSET
-    name, code = _ALERTS.get(number) or (f"unknown_{number}", f"ALERT_{number}")
-    return name, "ERR_SSL_" + code
+    return alert_name(number), "ERR_SSL_" + (_ALERTS[number][1] if number in _ALERTS else f"ALERT_{number}")
+
+
+def alert_name(number: int) -> str:
+    """Return IANA's name of an alert."""
+    if number in _ALERTS:
+        return _ALERTS[number][0]
+    return "close_notify" if number == _CLOSE_NOTIFY else f"unknown_{number}"
 
 
 def _version_hint(reason: str, offer: Offer, first_bytes: bytes) -> str:
@@ -112,6 +118,7 @@ _HINTS: Final = {
     "access_denied": _CLIENT_CERTIFICATE,
 }
 
+_CLOSE_NOTIFY: Final = 0
 _ALERT_OFFSET: Final = 1000  # SSL_AD_REASON_OFFSET
 # By number: IANA's name, and the end of Node's code, which is the reason string of OpenSSL 3.2 and later in capitals.
 # The string of the OpenSSL at hand is no use for that: it changes from version to version.

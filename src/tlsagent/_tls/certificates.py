@@ -103,6 +103,11 @@ class PeerCertificate:
         return hashlib.sha256(self.der).digest().hex(":").upper()
 
     @property
+    def public_key_digest(self) -> bytes:
+        """SHA-256 of the DER of its public key (SubjectPublicKeyInfo), which pins are compared with (RFC 7469 2.4)."""
+        return self._read(lambda der, fields: hashlib.sha256(der[fields.key[0] : fields.key[1]]).digest())
+
+    @property
     def not_valid_before(self) -> datetime:
         """The first moment of validity, in UTC."""
         return self._read(lambda der, fields: _times(der, fields.validity))[0]
@@ -211,6 +216,7 @@ class _Fields(NamedTuple):
     issuer: Span
     validity: Span
     subject: Span
+    key: tuple[int, int]  # start and end, header included
     extensions: Span | None
 
 
@@ -221,9 +227,10 @@ def _fields(der: bytes) -> _Fields:
         del tbs[0]
     if len(tbs) < 6:
         raise MalformedDER("fields are missing")
-    _serial, _algorithm, issuer, validity, subject, _key, *optional = tbs
+    _serial, _algorithm, issuer, validity, subject, key, *optional = tbs
     extensions = next((span for span in optional if span[0] == 0xA3), None)
-    return _Fields(issuer, validity, subject, extensions)
+    # Elements lie side by side: the header of one begins where the one before ends.
+    return _Fields(issuer, validity, subject, (subject[2], key[2]), extensions)
 
 
 def _times(data: bytes, validity: Span) -> tuple[datetime, datetime]:

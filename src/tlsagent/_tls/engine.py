@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from OpenSSL import SSL
 
-from tlsagent._tls import binding
-from tlsagent._tls.alerts import Offer, connection_error, handshake_error, is_alert, last_fault
-from tlsagent._tls.binding import (
+from tlsagent._material import binding
+from tlsagent._material.binding import (
     WANT_READ,
     bio_pending,
     bio_read,
@@ -39,7 +38,10 @@ from tlsagent._tls.binding import (
     ssl_write,
     unpack,
 )
+from tlsagent._tls.alerts import Offer, connection_error, handshake_error, is_alert, last_fault
 from tlsagent._tls.certificates import PeerCertificate
+from tlsagent._tls.context import TLS13
+from tlsagent._tls.listeners import MessageListener, PskSource, dh_bits
 from tlsagent._tls.sessions import Session
 from tlsagent._tls.verify import certificate_error, verify_error_name
 from tlsagent.errors import (
@@ -57,13 +59,17 @@ from tlsagent.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._tls.binding import Fault
+    from tlsagent._material.binding import Fault
+    from tlsagent._options import PskCallback
     from tlsagent._tls.context import SecureContext
 
 MAX_SESSIONS: Final = 64
 """Sessions handed over per connection; a peer that floods tickets gets no more memory."""
 MAX_CONTROL_RECORDS: Final = 1_000
 """Records without application data in a row (tickets, key updates) before the peer counts as hostile."""
+
+SAFE_DH_SIZE: Final = 1_024
+"""Bits of a finite-field group below which OpenSSL refuses at every security level (ssl_security_default_callback)."""
 
 _RECORD: Final = 16_384
 _SCRATCH: Final = 16 * _RECORD
@@ -104,6 +110,7 @@ class HandshakeFacts:
         authorization_error: Node's code of what is not.
         peer_certificate: The server's own certificate.
         peer_chain: What the server sent, its own certificate first; on resumption in the full handshake.
+        ocsp_response: What the server stapled (RFC 6066 section 8), DER, if it was asked for; nobody has looked at it.
     """
 
     __slots__ = (
@@ -112,6 +119,7 @@ class HandshakeFacts:
         "authorized",
         "cipher",
         "group",
+        "ocsp_response",
         "peer_certificate",
         "peer_chain",
         "protocol_version",
@@ -124,16 +132,20 @@ class HandshakeFacts:
         *,
         peer_chain: tuple[PeerCertificate, ...],
         authorization_error: str | None,
+        ocsp_response: bytes | None,
+        psk_used: bool,
     ) -> None:
         self.protocol_version = binding.protocol_version(ssl)
         self.cipher = binding.cipher_name(ssl)
         self.group = binding.group_name(ssl)
         self.alpn_protocol = binding.alpn_selected(ssl)  # one of those offered: OpenSSL sees to that
-        self.session_reused = binding.session_reused(ssl)
+        # A pre-shared key is a resumption to TLS 1.3, not to anybody else.
+        self.session_reused = binding.session_reused(ssl) and not psk_used
         self.authorized = authorization_error is None
         self.authorization_error = authorization_error
         self.peer_certificate = peer_chain[0] if peer_chain else None
         self.peer_chain = peer_chain
+        self.ocsp_response = ocsp_response
 
     def __repr__(self) -> str:
         resumed = "resumed" if self.session_reused else "full"
@@ -152,8 +164,14 @@ class TLSEngine:
         reject_unauthorized: Whether a bad chain or name fails the handshake. If not, both end in the facts.
         check_identity: Called with name and certificate after every handshake whose chain is in order. It rejects by
             raising or returning an exception.
-        session: Offered to the server. Must come from a connection with the same trust.
+        session: Offered to the server, if it was made for the same name under the same `trust`.
         wall_offset: What to add to `now` for the time since the epoch.
+        trust: Digest of what the verification rests on; given to the sessions that are handed over.
+        min_dh_size: Least bits of the group of a finite-field key exchange in TLS 1.2.
+        pins: SHA-256 of public keys, of which the verified chain must have one; empty for no such demand.
+        request_ocsp: Whether to ask for a stapled OCSP response.
+        psk_callback: Source of pre-shared keys. It is called inside the handshake.
+        trace: Told each message of the handshake as a line of text.
 
     Attributes:
         secured: Whether the handshake is complete and the peer accepted.
@@ -174,11 +192,19 @@ class TLSEngine:
         "_from_ssl",
         "_held",
         "_into_ssl",
+        "_messages",
+        "_min_dh_size",
+        "_pins",
+        "_psk",
         "_reject",
+        "_request_ocsp",
         "_session",
         "_sessions",
         "_silent",
         "_ssl",
+        "_trace",
+        "_trust",
+        "_verified_keys",
         "_verified_name",
         "_wall_offset",
         "_watch_sessions",
@@ -197,35 +223,66 @@ class TLSEngine:
         check_identity: Callable[[str, PeerCertificate], object],
         session: Session | None = None,
         wall_offset: float = 0.0,
+        trust: bytes = b"",
+        min_dh_size: int = SAFE_DH_SIZE,
+        pins: tuple[bytes, ...] = (),
+        request_ocsp: bool = False,
+        psk_callback: PskCallback | None = None,
+        trace: Callable[[str], object] | None = None,
     ) -> None:
         self._context = context
         self._verified_name = verified_name
         self._alpn_protocols = alpn_protocols
         self._reject = reject_unauthorized
         self._check_identity = check_identity
-        self._session = session
+        self._session = self._usable(session, trust, psk_callback)
         self._wall_offset = wall_offset
-        self._connection = SSL.Connection(context.context, None)
+        self._trust = trust
+        self._min_dh_size = min_dh_size
+        self._pins = pins
+        self._request_ocsp = request_ocsp
+        self._trace = trace
+        self._psk = PskSource(psk_callback) if psk_callback is not None else None
+        watched = trace is not None or self._may_meet_small_dh()
+        self._messages = MessageListener(trace=trace is not None) if watched else None
+        self._connection = SSL.Connection(self._openssl_context(), None)
         self._ssl, self._into_ssl, self._from_ssl = binding.handles(self._connection)
+        if self._messages is not None or self._psk is not None:
+            binding.set_listeners(self._ssl, self._messages, self._psk)
         self._error: RequestError | None = None
         self._ended = False  # nothing more comes in: close_notify, end of transport, or abort
         self._closed = False  # nothing more goes out but what lies in the BIO
         self._silent = True  # no application data yet
         self._first_bytes = b""  # of the server's; for messages, dropped after the handshake
         self._chain: tuple[bytes, ...] = ()
+        self._verified_keys: tuple[bytes, ...] = ()
         self._held: binding.SessionHandle | None = None  # the last session seen
         self._watch_sessions = False
         self._sessions = 0
         self._control_records = 0
         self.secured = False
         self._configure(server_name)
-        self.offered_session = session is not None
-        if session is not None:
-            binding.offer_session(self._ssl, session.handle)
+        self.offered_session = self._session is not None
+        if self._session is not None:
+            binding.offer_session(self._ssl, self._session.handle)
+
+    def _usable(self, session: Session | None, trust: bytes, psk_callback: PskCallback | None) -> Session | None:
+        if session is None or not session.made_for(self._verified_name, trust):
+            return None
+        # Resumed without a certificate it could not be told from a pre-shared key that was taken.
+        return None if psk_callback is not None and not session.peer_chain else session
+
+    def _may_meet_small_dh(self) -> bool:
+        """Whether OpenSSL might accept a group smaller than `min_dh_size`, so that we have to look."""
+        return self._min_dh_size > SAFE_DH_SIZE and self._context.min_version < TLS13
+
+    def _openssl_context(self) -> SSL.Context:
+        if self._messages is None and self._psk is None:
+            return self._context.context
+        return self._context.variant(messages=self._messages is not None, psk=self._psk is not None)
 
     def _configure(self, server_name: str | None) -> None:
-        if self._reject is not self._context.strict:
-            binding.set_verification(self._ssl, self._reject)
+        binding.set_verification(self._ssl, self._reject)
         if server_name is not None:
             name = server_name.encode("ascii")
             if not 0 < len(name) <= 255:  # OpenSSL would send none and not say so
@@ -233,6 +290,8 @@ class TLSEngine:
             self._connection.set_tlsext_host_name(name)
         if self._alpn_protocols:
             self._connection.set_alpn_protos([name.encode("latin-1") for name in self._alpn_protocols])
+        if self._request_ocsp:
+            self._connection.request_ocsp()
         self._connection.set_connect_state()
 
     # --- Input --------------------------------------------------------------------------------------------------------
@@ -245,7 +304,9 @@ class TLSEngine:
             HandshakeError: The options leave nothing to offer.
         """
         binding.clear_errors()
-        if (result := binding.handshake(self._ssl)) != 1 and ssl_error(self._ssl, result) != WANT_READ:
+        result = binding.handshake(self._ssl)
+        self._after_listening()
+        if result != 1 and ssl_error(self._ssl, result) != WANT_READ:
             self._fail(self._handshake_error(last_fault()))
 
     def receive_data(self, data: bytes | bytearray | memoryview, now: float, sink: TLSSink) -> None:
@@ -323,6 +384,8 @@ class TLSEngine:
     def _after_empty_read(self, result: int, sink: TLSSink) -> RequestError | None:
         """Find out why an SSL_read gave nothing: half a record, a ticket, the end, or an error."""
         reason = ssl_error(self._ssl, result)
+        if self._messages is not None:
+            self._tell_messages(self._messages)
         if reason == WANT_READ:
             if self._watch_sessions and borrowed_session(self._ssl) != self._held:
                 self._held = binding.held_session(self._ssl)
@@ -353,6 +416,7 @@ class TLSEngine:
             self._first_bytes += bytes(data[: _FIRST_BYTES - len(self._first_bytes)])
         binding.clear_errors()
         result = binding.handshake(self._ssl)
+        self._after_listening()
         if result != 1:
             if ssl_error(self._ssl, result) == WANT_READ:
                 return False
@@ -361,17 +425,51 @@ class TLSEngine:
         self._complete(now, sink)
         return True
 
+    def _after_listening(self) -> None:
+        """Tell what the listeners heard, and fail if the user's source of keys did."""
+        if self._messages is not None:
+            self._tell_messages(self._messages)
+        if self._psk is None or self._psk.error is None:
+            return
+        cause, self._psk.error = self._psk.error, None
+        binding.drop_listeners(self._ssl)  # they would hold the exception, it its frames, and those this engine
+        error = HandshakeError(
+            f"psk_callback failed: {type(cause).__name__}: {quoted(str(cause))}",
+            code=_code_of(cause) or "ERR_TLSAGENT_PSK_CALLBACK",
+            phase="handshake",
+        )
+        error.__cause__ = cause
+        binding.clear_errors()
+        self.data_to_send()
+        binding.mark_shut_down(self._ssl)
+        if isinstance(cause, Exception):
+            self._fail(error)
+        self._error = error
+        self._closed = self._ended = True
+        raise cause
+
+    def _tell_messages(self, messages: MessageListener) -> None:
+        for line in messages.take_lines():
+            if self._trace is not None:
+                self._trace(line)
+
     def _complete(self, now: float, sink: TLSSink) -> None:
         ssl = self._ssl
         self._chain = self._peer_chain()
         chain = tuple(PeerCertificate(der) for der in self._chain)
-        refusal = self._verdict(chain, now + self._wall_offset)
+        self._refuse_small_dh()
+        psk_used = not chain and self._psk_used()
+        refusal = None if psk_used else self._verdict(chain, now + self._wall_offset)
         if refusal is not None and self._reject:
             self._reject_peer(refusal)
+        if self._pins:
+            self._check_pins(chain)
         facts = HandshakeFacts(
             ssl,
             peer_chain=chain,
             authorization_error=refusal.code if refusal is not None else None,
+            ocsp_response=binding.ocsp_response(ssl) if self._request_ocsp else None,
+            psk_used=psk_used,
         )
         offered, self._session = self._session, None
         self._first_bytes = b""
@@ -390,6 +488,20 @@ class TLSEngine:
         kept = self._session.peer_chain if self._session is not None and binding.session_reused(self._ssl) else ()
         chain = kept or binding.peer_chain(self._ssl)
         return chain if chain[:1] == (leaf,) else (leaf,)
+
+    def _refuse_small_dh(self) -> None:
+        if self._messages is None or binding.session_reused(self._ssl):
+            return  # a session was made under the same rule
+        bits = dh_bits(self._messages.server_key_exchange, binding.cipher_name(self._ssl) or "")
+        self._messages.server_key_exchange = b""
+        if bits is not None and bits < self._min_dh_size:
+            self._reject_peer(
+                HandshakeError(
+                    f"the server's Diffie-Hellman group has {bits} bits, fewer than min_dh_size ({self._min_dh_size})",
+                    code="ERR_TLS_DH_PARAM_SIZE",
+                    phase="handshake",
+                )
+            )
 
     # --- Verification -------------------------------------------------------------------------------------------------
 
@@ -435,11 +547,44 @@ class TLSEngine:
             return _identity_error(ValueError("check_server_identity returned False"))
         return None
 
+    def _psk_used(self) -> bool:
+        """Whether the server, which showed no certificate, proved instead that it knows the pre-shared key."""
+        if self._psk is None or not self._psk.given:
+            return False
+        if binding.protocol_version(self._ssl) == "TLSv1.3":
+            return binding.session_reused(self._ssl)
+        return "PSK" in (binding.cipher_name(self._ssl) or "")
+
+    def _check_pins(self, chain: tuple[PeerCertificate, ...]) -> None:
+        """Look for a pinned key. Of a chain that was not verified only the leaf counts: anybody can send the rest."""
+        resumed = binding.session_reused(self._ssl)
+        if resumed and self._session is not None:
+            self._verified_keys = self._session.verified_keys
+        elif not resumed and binding.verify_result(self._ssl) == 0:
+            self._verified_keys = tuple(map(_key_digest, binding.verified_chain(self._ssl)))
+        found = {*self._verified_keys, *(_key_digest(one.der) for one in chain[:1])}
+        if found.isdisjoint(self._pins):
+            self._reject_peer(
+                CertificateError(
+                    f"none of the pinned keys is in the certificate chain of {quoted(self._verified_name)}: the server "
+                    "has a new key, or another stands in its place; see pins",
+                    code="ERR_TLSAGENT_PIN_MISMATCH",
+                    phase="handshake",
+                )
+            )
+
     # --- Sessions -----------------------------------------------------------------------------------------------------
 
     def _hand_over_session(self, sink: TLSSink) -> None:
-        if self._held is not None and self._sessions < MAX_SESSIONS:
-            session = Session(self._held, self._chain)
+        # Without a certificate, after a pre-shared key or an anonymous exchange, there is nothing to check again.
+        if self._held is not None and self._chain and self._sessions < MAX_SESSIONS:
+            session = Session(
+                self._held,
+                self._chain,
+                verified_name=self._verified_name,
+                trust=self._trust,
+                verified_keys=self._verified_keys,
+            )
             if session.resumable:
                 self._sessions += 1
                 sink.session_received(session)
@@ -490,6 +635,8 @@ class TLSEngine:
         if self.secured and self._error is None:
             binding.send_close_notify(self._ssl)
             binding.clear_errors()
+            if self._messages is not None:
+                self._tell_messages(self._messages)
         else:
             self.abort()
 
@@ -506,6 +653,8 @@ class TLSEngine:
         # The sessions handed over must survive an engine that was dropped without a word.
         if hasattr(self, "_ssl"):
             binding.mark_shut_down(self._ssl)
+            if self._messages is not None or self._psk is not None:
+                binding.drop_listeners(self._ssl)
 
     # --- Errors -------------------------------------------------------------------------------------------------------
 
@@ -525,13 +674,24 @@ class TLSEngine:
         return handshake_error(fault, offer, first_bytes=self._first_bytes)
 
 
+def _key_digest(der: bytes) -> bytes:
+    try:
+        return PeerCertificate(der).public_key_digest
+    except CertificateError:
+        return b""  # what cannot be read matches no pin
+
+
+def _code_of(cause: BaseException) -> str | None:
+    code = getattr(cause, "code", None)
+    return code if isinstance(code, str) else None
+
+
 def _identity_error(cause: BaseException) -> CertificateNameError:
     if isinstance(cause, CertificateNameError):
         return cause
-    code = getattr(cause, "code", None)
     error = CertificateNameError(
         f"check_server_identity refused the server's certificate: {type(cause).__name__}: {quoted(str(cause))}",
-        code=code if isinstance(code, str) else None,
+        code=_code_of(cause),
         phase="handshake",
     )
     error.__cause__ = cause

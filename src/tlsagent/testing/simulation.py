@@ -9,8 +9,8 @@ No sockets, threads or sleeping. Both ends and everything between them live in o
     sim.run_until_idle()
     assert handle.response.status == 200
 
-Requests are answered by a `SimulatedServer`, bytes are carried as the `Network` says, and every connection's other end is
-a `Peer` that a test can make misbehave at any moment. TLS is real on both ends.
+Requests are answered by a `SimulatedServer`, bytes are carried as the `Network` says, and the other end of every
+connection is a `Peer` that a test can make misbehave at any moment. TLS is real on both ends.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class Pipe:
         """Return when the next bytes arrive."""
         return math.inf if self.held or not self._flight else self._flight[0][0]
 
-    def take(self, now: float, most: int | None = None) -> bytes | Ending | None:
-        """Return what arrives by now, `most` bytes of it; None for nothing."""
+    def take(self, now: float) -> bytes | Ending | None:
+        """Return what arrives by now; None for nothing."""
         if self.breaks_after == 0:
             self.breaks_after = None
             self._flight.clear()
@@ -161,16 +161,28 @@ class Pipe:
             return self.breaks_how
         if self.next_arrival() > now:
             return None
-        at, item = self._flight.popleft()
-        if isinstance(item, str):
-            return item
-        size = min(len(item), *(n for n in (most, self._network.piece, self.breaks_after) if n is not None), len(item))
-        if size < len(item):
-            self._flight.appendleft((at, item[size:]))
-        self.size -= size
+        if isinstance(self._flight[0][1], str):
+            return cast("Ending", self._flight.popleft()[1])
+        limits = [n for n in (self._network.piece, self.breaks_after) if n is not None]
+        data = self._collect(now, min(limits, default=self.size))
+        self.size -= len(data)
         if self.breaks_after is not None:
-            self.breaks_after -= size
-        return item[:size]
+            self.breaks_after -= len(data)
+        return data
+
+    def _collect(self, now: float, most: int) -> bytes:
+        """Take the bytes that have arrived, up to `most`."""
+        pieces: list[bytes] = []
+        while most > 0 and self._flight and self._flight[0][0] <= now:
+            at, item = self._flight[0]
+            if not isinstance(item, bytes):
+                break
+            self._flight.popleft()
+            if len(item) > most:
+                self._flight.appendleft((at, item[most:]))
+            pieces.append(item[:most])
+            most -= len(pieces[-1])
+        return b"".join(pieces)
 
 
 class Link:
@@ -229,14 +241,12 @@ class Link:
 
     def feed(self, item: bytes | Ending, now: float) -> None:
         """Give the client what has arrived."""
-        connection = self.connection
-        if item == "reset":
-            if connection.dead is None:
-                connection.receive_error(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), now)
-        elif item == "eof":
-            connection.receive_eof(now)
+        if isinstance(item, bytes):
+            self.connection.receive_data(item, now)
+        elif item == "reset":
+            self.connection.receive_error(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), now)
         else:
-            connection.receive_data(cast("bytes", item), now)
+            self.connection.receive_eof(now)
 
     def drain(self, now: float) -> None:
         """Give the client all that has arrived."""
@@ -387,8 +397,11 @@ class Simulation:
         self.dials: list[SimulatedDial] = []
         self.links: list[Link] = []
         self.peers: list[Peer] = []
+        self._closing: list[Link] = []  # closed by the client, but the peer does not know all of it yet
         self._watch_idle = watch_idle
         self._waiting: dict[Exchange, SimulatedRequest] = {}
+        self._effects: deque[Effect] = deque()
+        self._carrying_out = False
 
     def _make_core(self, said: AgentOptions) -> AgentCore:
         return AgentCore(said)
@@ -456,10 +469,12 @@ class Simulation:
         connection: Connection = exchange.lease.connection
         link: Link = connection.transport
         if connection.requests:
+            connection.check_idle(self.now)
             link.drain(self.now)
             self.core.keep_sessions(connection)
             if connection.dead is not None:
                 self.core.give_back(exchange, self.now)
+                self._carry_out()
                 return False
         self.core.start(exchange, self.now)
         self.core.watch(connection)
@@ -550,9 +565,17 @@ class Simulation:
         self._carry_out()
 
     def _carry_out(self) -> None:
-        while effects := self.core.effects():
-            for effect in effects:
-                self._execute(effect)
+        """Carry out the effects in their order; those that follow from one of them come after the rest."""
+        self._effects += self.core.effects()
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            while self._effects:
+                self._execute(self._effects.popleft())
+                self._effects += self.core.effects()
+        finally:
+            self._carrying_out = False
 
     def _execute(self, effect: Effect) -> None:
         if isinstance(effect, Grant):
@@ -580,6 +603,7 @@ class Simulation:
         link: Link = connection.transport
         link.close(self.now)
         self.links.remove(link)
+        self._closing.append(link)
         if connection.info is not None and self.core.listening():
             self.core.emit(Closed(connection.plan.key.digest, connection.info, reason))
 
@@ -628,10 +652,10 @@ class Simulation:
     def _handshake_over(self, link: Link, dial: Dial) -> None:
         link.dial = None
         connection = link.connection
-        if connection.info is None or connection.error is not None:
-            self._handshake_failed(
-                link, dial, connection.error or ConnectionLost("the connection closed during the handshake")
-            )
+        if connection.info is None or connection.dead is not None:
+            # Dead though secured: the end, or bytes that nobody asked for, came with the last of the handshake.
+            error = connection.error or ConnectionLost(f"the connection was of no use: {connection.dead}")
+            self._handshake_failed(link, dial, error)
             return
         if self.core.listening():
             self.core.emit(Secured(dial.plan.key.digest, connection.info))
@@ -644,7 +668,10 @@ class Simulation:
         link.dial = None
         link.connection.abort("handshake")
         self._shut(link.connection, "handshake")
-        self._report_failure(dial, error)
+        if self.core.may_dial_again(dial, link.connection):
+            self._dial(dial)
+        else:
+            self._report_failure(dial, error)
 
     def _dial_failed(self, attempt: SimulatedDial, error: BaseException) -> None:
         self.dials.remove(attempt)
@@ -652,6 +679,7 @@ class Simulation:
         self._report_failure(attempt.dial, error)
 
     def _report_failure(self, dial: Dial, error: BaseException) -> None:
+        error = dial.describe(error)
         self.core.dial_failed(dial, error, self.now)
         if self.core.listening():
             self.core.emit(ConnectFailed(dial.plan.key.digest, error))
@@ -684,6 +712,7 @@ class Simulation:
     def _next_arrival(self) -> float:
         """Return when the network or a peer has something to do by itself."""
         times = [attempt.due for attempt in self.dials]
+        times += (link.up.next_arrival() for link in self._closing)
         for link in self.links:
             times += (link.up.next_arrival(), link.peer.next_deadline())
             if self._reads(link):
@@ -718,6 +747,10 @@ class Simulation:
         for link in list(self.links):
             if link in self.links:
                 moved = self._carry_link(link) or moved
+        for link in list(self._closing):
+            moved = link.carry_up(self.now) or moved
+            if link.peer.client_ended in ("eof", "reset"):
+                self._closing.remove(link)
         return moved
 
     def _carry_link(self, link: Link) -> bool:

@@ -5,14 +5,15 @@ It decides nothing about TLS. It looks up each library function once, gives it a
 them are there: the binding belongs to pyOpenSSL, which drops what it stops using. `Any` ends here: handles are opaque
 types of their own, so mixing an `SSL *` with a `BIO *` is a type error elsewhere.
 
-No user code ever runs inside an OpenSSL callback. The two that exist are static, live as long as the module (OpenSSL
-keeps calling whatever closure takes a collected one's place) and only return numbers.
+No user code runs inside an OpenSSL callback, the source of a pre-shared key excepted: OpenSSL needs its answer at once.
+The callbacks that exist are static and live as long as the module (OpenSSL keeps calling whatever closure takes a
+collected one's place).
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NewType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NewType, TypeAlias
 
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL, crypto
@@ -24,6 +25,10 @@ SSLHandle = NewType("SSLHandle", object)
 BIOHandle = NewType("BIOHandle", object)
 SessionHandle = NewType("SessionHandle", object)
 Scratch = NewType("Scratch", object)
+# Called with: whether we sent it, the version, the content type, the message.
+MessageListener: TypeAlias = "Callable[[bool, int, int, bytes], None]"
+# Called with the server's hint, returns identity and key, or None.
+PskSource: TypeAlias = "Callable[[bytes | None], tuple[bytes, bytes] | None]"
 
 
 class Fault(NamedTuple):
@@ -40,15 +45,21 @@ _ffi: Any = Binding.ffi
 
 _NEEDED: Final = (
     "BIO_free", "BIO_get_mem_data", "BIO_new", "BIO_read", "BIO_s_mem", "BIO_write", "ERR_GET_REASON",
-    "ERR_clear_error", "ERR_get_error", "ERR_reason_error_string", "SSL_CIPHER_get_name", "SSL_CTX_set_cert_store",
+    "BIO_new_mem_buf", "DH_free", "ERR_clear_error", "ERR_get_error", "ERR_reason_error_string",
+    "PEM_read_bio_DHparams",
+    "SSL_CIPHER_get_name", "SSL_CTX_get0_param", "SSL_CTX_set1_curves_list", "SSL_CTX_set1_sigalgs_list",
+    "SSL_CTX_set_cert_store", "SSL_CTX_set_msg_callback", "SSL_CTX_set_psk_client_callback", "SSL_CTX_set_tmp_dh",
     "SSL_CTX_set_verify", "SSL_ERROR_WANT_READ", "SSL_ERROR_ZERO_RETURN", "SSL_MODE_AUTO_RETRY",
     "SSL_MODE_ENABLE_PARTIAL_WRITE",
     "SSL_RECEIVED_SHUTDOWN", "SSL_SENT_SHUTDOWN", "SSL_SESSION_free", "SSL_SESSION_get_max_early_data",
-    "SSL_VERIFY_NONE", "SSL_VERIFY_PEER", "SSL_clear_mode", "SSL_do_handshake", "SSL_get0_alpn_selected",
+    "SSL_VERIFY_FAIL_IF_NO_PEER_CERT", "SSL_VERIFY_NONE", "SSL_VERIFY_PEER", "SSL_clear_mode", "SSL_do_handshake",
+    "SSL_get0_alpn_selected",
+    "SSL_get0_verified_chain", "SSL_get_tlsext_status_ocsp_resp",
     "SSL_get1_session", "SSL_get_current_cipher", "SSL_get_error", "SSL_get_peer_cert_chain",
     "SSL_get_peer_certificate", "SSL_get_session", "SSL_get_verify_result", "SSL_get_version", "SSL_read",
     "SSL_session_reused", "SSL_set_session", "SSL_set_shutdown", "SSL_set_verify", "SSL_shutdown", "SSL_write",
     "X509_STORE_CTX_get_error", "X509_STORE_CTX_get_error_depth", "X509_STORE_up_ref", "X509_free",
+    "X509_VERIFY_PARAM_set_flags", "X509_V_FLAG_PARTIAL_CHAIN",
     "d2i_SSL_SESSION", "i2d_SSL_SESSION", "i2d_X509_bio", "sk_X509_num", "sk_X509_value",
 )  # fmt: skip
 
@@ -188,7 +199,17 @@ def peer_certificate(ssl: SSLHandle) -> bytes | None:
 
 def peer_chain(ssl: SSLHandle) -> tuple[bytes, ...]:
     """Return the DER of every certificate that the server sent in this handshake, its own first."""
-    stack = _lib.SSL_get_peer_cert_chain(ssl)
+    return _ders(_lib.SSL_get_peer_cert_chain(ssl))
+
+
+def ocsp_response(ssl: SSLHandle) -> bytes | None:
+    """Return the OCSP response that the server stapled (RFC 6066 section 8), DER."""
+    data = _ffi.new("unsigned char **")
+    size = _lib.SSL_get_tlsext_status_ocsp_resp(ssl, data)
+    return bytes(_ffi.buffer(data[0], size)) if size > 0 else None
+
+
+def _ders(stack: object) -> tuple[bytes, ...]:
     if stack == _NULL:
         return ()
     return tuple(_der(_lib.sk_X509_value(stack, index)) for index in range(_lib.sk_X509_num(stack)))
@@ -225,29 +246,148 @@ def _strict(ok: int, store_context: object) -> int:
     return int(_lib.X509_STORE_CTX_get_error(store_context) == 0)
 
 
-def _rule(strict: bool) -> tuple[int, object]:
-    return (_lib.SSL_VERIFY_PEER, _strict) if strict else (_lib.SSL_VERIFY_NONE, _lax)
-
-
-def set_context_verification(context: SSL.Context, strict: bool) -> None:
+def set_verification(ssl: SSLHandle, strict: bool) -> None:
     """
-    Let handshakes fail on a bad chain, or not.
+    Let a client's handshake fail on a bad chain, or not.
 
     Either way the verdict must be read afterwards (`verify_result`): OpenSSL finds some errors after it has asked the
     callback for the last time, and asks nobody when a session is resumed.
     """
-    _lib.SSL_CTX_set_verify(context._context, *_rule(strict))
+    if strict:
+        _lib.SSL_set_verify(ssl, _lib.SSL_VERIFY_PEER, _strict)
+    else:
+        _lib.SSL_set_verify(ssl, _lib.SSL_VERIFY_NONE, _lax)
 
 
-def set_verification(ssl: SSLHandle, strict: bool) -> None:
-    """Do what `set_context_verification` does, for one connection."""
-    _lib.SSL_set_verify(ssl, *_rule(strict))
+def set_context_verification(context: SSL.Context, request_certificate: bool) -> None:
+    """
+    Say what a server demands of its clients: nothing, or a certificate in order.
+
+    A client ignores the second half and says for each connection what it wants (`set_verification`).
+    """
+    if request_certificate:
+        mode = _lib.SSL_VERIFY_PEER | _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+        _lib.SSL_CTX_set_verify(context._context, mode, _strict)
+    else:
+        _lib.SSL_CTX_set_verify(context._context, _lib.SSL_VERIFY_NONE, _lax)
+
+
+def allow_partial_chain(context: SSL.Context) -> None:
+    """Let any trusted certificate end a chain. The store, which others may share, is not touched."""
+    _lib.X509_VERIFY_PARAM_set_flags(_lib.SSL_CTX_get0_param(context._context), _lib.X509_V_FLAG_PARTIAL_CHAIN)
+
+
+def verified_chain(ssl: SSLHandle) -> tuple[bytes, ...]:
+    """Return the DER of the chain that OpenSSL built, leaf first and root last; empty after a resumption."""
+    return _ders(_lib.SSL_get0_verified_chain(ssl))
 
 
 def share_store(context: SSL.Context, store: crypto.X509Store) -> None:
     """Let a context use a store together with others."""
     _lib.X509_STORE_up_ref(store._store)  # the next call takes a reference over
     _lib.SSL_CTX_set_cert_store(context._context, store._store)
+
+
+# --- Contexts -----------------------------------------------------------------------------------------------------
+
+
+def set_groups(context: SSL.Context, names: str) -> bool:
+    """Set the groups for key exchange, best first; False if OpenSSL refuses the list."""
+    return _done(_lib.SSL_CTX_set1_curves_list(context._context, names.encode("ascii")))
+
+
+def set_signature_algorithms(context: SSL.Context, names: str) -> bool:
+    """Set the signature algorithms, best first; False if OpenSSL refuses the list."""
+    return _done(_lib.SSL_CTX_set1_sigalgs_list(context._context, names.encode("ascii")))
+
+
+def is_dh_group(pem: bytes) -> bool:
+    """Whether OpenSSL can read these DH parameters."""
+    return _dh_group(pem) is not None
+
+
+def set_dh_parameters(context: SSL.Context, pem: bytes) -> bool:
+    """Set a server's DH group; False if it is too weak for the security level."""
+    return _done(_lib.SSL_CTX_set_tmp_dh(context._context, _dh_group(pem)))
+
+
+def _dh_group(pem: bytes) -> object | None:
+    bio = _lib.BIO_new_mem_buf(pem, len(pem))
+    group = _lib.PEM_read_bio_DHparams(bio, _NULL, _NULL, _NULL)
+    _lib.BIO_free(bio)
+    if group == _NULL:
+        clear_errors()
+        return None
+    held: object = _ffi.gc(group, _lib.DH_free)
+    return held
+
+
+def _done(result: int) -> bool:
+    if result != 1:
+        clear_errors()
+    return bool(result == 1)
+
+
+# --- Callbacks for single connections -----------------------------------------------------------------------------
+
+# OpenSSL takes both only for a whole context: contexts made for it call here, and here it is looked up who wants it.
+_message_listeners: Final[dict[int, MessageListener]] = {}
+_psk_sources: Final[dict[int, PskSource]] = {}
+
+
+def _address(ssl: object) -> int:
+    return int(_ffi.cast("uintptr_t", ssl))
+
+
+@_ffi.callback("void(int, int, int, void *, size_t, SSL *, void *)")  # type: ignore[untyped-decorator]  # as above
+def _message(sent: int, version: int, kind: int, data: object, size: int, ssl: object, _argument: object) -> None:
+    if kind < _PSEUDO_TYPES and (listener := _message_listeners.get(_address(ssl))) is not None:
+        listener(bool(sent), version, kind, bytes(_ffi.buffer(data, size)))
+
+
+# 256 is a record header, 257 the inner type of a TLS 1.3 record.
+_PSEUDO_TYPES: Final = 256
+
+
+@_ffi.callback(  # type: ignore[untyped-decorator]  # as above
+    "unsigned int(SSL *, char *, char *, unsigned int, unsigned char *, unsigned int)"
+)
+def _psk(ssl: object, hint: Any, identity: object, identity_size: int, key: object, key_size: int) -> int:
+    source = _psk_sources.get(_address(ssl))
+    found = source(None if hint == _NULL else bytes(_ffi.string(hint))) if source is not None else None
+    if found is None or len(found[0]) >= identity_size or len(found[1]) > key_size:
+        return 0
+    _ffi.memmove(identity, found[0] + b"\0", len(found[0]) + 1)
+    _ffi.memmove(key, found[1], len(found[1]))
+    return len(found[1])
+
+
+def watch_messages(context: SSL.Context) -> None:
+    """Let connections of this context have a message listener."""
+    _lib.SSL_CTX_set_msg_callback(context._context, _message)
+
+
+def offer_psk(context: SSL.Context) -> None:
+    """Let connections of this context have a source of pre-shared keys."""
+    _lib.SSL_CTX_set_psk_client_callback(context._context, _psk)
+
+
+def set_listeners(ssl: SSLHandle, messages: MessageListener | None, psk: PskSource | None) -> None:
+    """
+    Attach listeners to a connection, until `drop_listeners`.
+
+    They are called inside OpenSSL, must not raise, and must not hold the connection.
+    """
+    if messages is not None:
+        _message_listeners[_address(ssl)] = messages
+    if psk is not None:
+        _psk_sources[_address(ssl)] = psk
+
+
+def drop_listeners(ssl: SSLHandle) -> None:
+    """Forget the listeners; to be called before the connection is freed, since its address is used again."""
+    _message_listeners.pop(_address(ssl), None)
+    _psk_sources.pop(_address(ssl), None)
 
 
 # --- Sessions -----------------------------------------------------------------------------------------------------

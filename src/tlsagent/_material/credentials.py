@@ -1,12 +1,8 @@
 """
-Key material and cipher strings, parsed once into immutable values.
+Certificates and private keys: the options `ca`, `cert`, `key`, `passphrase` and `pfx`.
 
-This is the lowest room that knows cryptography. It decides what counts as a usable `ca`, `cert`, `key`, `passphrase`
-and `ciphers`, and refuses everything else with Node's code before a socket opens; what a TLS context makes of the
-values is decided in `_tls.context`. PEM is RFC 7468 (several certificates per item, text between them is skipped), DER
-is one certificate or key per item. Stricter than Node: junk among the roots is an error, not an empty trust store.
-
-Values compare and hash by digest and print nothing but digests, so they may stand in pool keys and logs. Parsing is
+PEM is RFC 7468 (several certificates per item, text between them is skipped), DER is one certificate or key per item, a
+`pfx` is PKCS#12 (RFC 7292). Stricter than Node: junk among the roots is an error, not an empty trust store. Parsing is
 memoised for the process by content; a file is read again when its path, inode, times or size change.
 """
 
@@ -14,16 +10,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import errno
-import functools
 import hashlib
-import os
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -33,17 +24,16 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_private_key,
     load_pem_private_key,
+    pkcs12,
 )
-from OpenSSL import SSL, crypto
+from OpenSSL import crypto
 
-from tlsagent.errors import OptionError, OptionTypeError, quoted
+from tlsagent._material.items import ITEM, Item, Memo, items_of, parsed, passphrase_bytes, wrong_type
+from tlsagent.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
-T = TypeVar("T")
-
-Item: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str]"
 SigningKey: TypeAlias = (
     rsa.RSAPrivateKey
     | ec.EllipticCurvePrivateKey
@@ -103,7 +93,7 @@ class EncryptedKey:
 
     def unlock(self, passphrase: str | bytes | None) -> PrivateKey:
         """Decrypt with `passphrase`. Raises OptionError (ERR_OSSL_BAD_DECRYPT) if it is missing or wrong."""
-        secret = _passphrase(passphrase)
+        secret = passphrase_bytes(passphrase)
         if not secret:
             raise OptionError("`key` is encrypted: set `passphrase`", code="ERR_OSSL_BAD_DECRYPT")
         # The memo must not hold the passphrase itself. The digest in front has a fixed length: no two pairs collide.
@@ -111,43 +101,44 @@ class EncryptedKey:
         return _unlocked.get(name, lambda: _private_key(self.data, secret))
 
 
-@dataclass(frozen=True, slots=True)
-class CipherList:
-    """Option `ciphers` split as Node does; None where nothing was said: the library's default for those versions."""
-
-    tls12: str | None
-    tls13: str | None
-
-
-class _Memo(Generic[T]):
+@dataclass(frozen=True, slots=True, repr=False)
+class Pfx:
     """
-    What was parsed from which content, the least recently used forgotten first.
+    One item of option `pfx`: a client certificate with its key.
 
-    Names are digests and file stamps, never content: a memo must not keep a secret alive. Two threads may parse the
-    same content at once, then the later result stays. Every step is atomic, so there is no lock.
+    Its further certificates are sent with the leaf, and trusted besides `ca` or the default roots, as in Node.
     """
 
-    def __init__(self, size: int = 256) -> None:
-        self._size = size
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
+    chain: CertificateChain
+    key: PrivateKey
+    anchors: TrustAnchors
 
-    def get(self, name: Hashable, make: Callable[[], T]) -> T:
-        """Return what is known under `name`, else make it."""
-        value = self._values.get(name)
-        if value is None:
-            value = self._values[name] = make()
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        else:
-            with contextlib.suppress(KeyError):  # another thread may just have dropped it
-                self._values.move_to_end(name)
-        return value
+    def __repr__(self) -> str:
+        return f"<Pfx sha256 {self.chain.digest.hex()}>"
 
 
-_anchors: Final[_Memo[tuple[crypto.X509, ...]]] = _Memo()
-_chains: Final[_Memo[CertificateChain]] = _Memo()
-_keys: Final[_Memo[PrivateKey | EncryptedKey]] = _Memo()
-_unlocked: Final[_Memo[PrivateKey]] = _Memo()
+@dataclass(frozen=True, slots=True, repr=False)
+class EncryptedPfx:
+    """One item of option `pfx` that this layer's passphrase, if any, does not open; another layer's may."""
+
+    data: bytes = field(compare=False)
+    digest: bytes
+
+    def __repr__(self) -> str:
+        return f"<EncryptedPfx sha256 {self.digest.hex()}>"
+
+    def unlock(self, passphrase: str | bytes | None) -> Pfx:
+        """Open it with `passphrase`. Raises OptionError (ERR_TLSAGENT_PFX) if it is missing or wrong."""
+        secret = passphrase_bytes(passphrase)
+        name = hashlib.sha256(self.digest + secret).digest()
+        return _bundles.get(name, lambda: _open_pfx(self.data, secret))
+
+
+_anchors: Final[Memo[tuple[crypto.X509, ...]]] = Memo()
+_chains: Final[Memo[CertificateChain]] = Memo()
+_keys: Final[Memo[PrivateKey | EncryptedKey]] = Memo()
+_unlocked: Final[Memo[PrivateKey]] = Memo()
+_bundles: Final[Memo[Pfx]] = Memo()
 
 
 def trust_anchors(value: Item | Sequence[Item] | TrustAnchors) -> TrustAnchors:
@@ -155,7 +146,7 @@ def trust_anchors(value: Item | Sequence[Item] | TrustAnchors) -> TrustAnchors:
     if isinstance(value, TrustAnchors):
         return value
     certificates = tuple(
-        anchor for item in _items("ca", value) for anchor in _parsed(_anchors, "ca", item, _parse_anchors)
+        anchor for item in items_of("ca", value) for anchor in parsed(_anchors, "ca", item, _parse_anchors)
     )
     ders = b"".join(crypto.dump_certificate(crypto.FILETYPE_ASN1, one) for one in certificates)
     return TrustAnchors(certificates, hashlib.sha256(ders).digest())
@@ -164,8 +155,8 @@ def trust_anchors(value: Item | Sequence[Item] | TrustAnchors) -> TrustAnchors:
 def certificate_chains(value: Item | Sequence[Item | CertificateChain]) -> tuple[CertificateChain, ...]:
     """Parse option `cert`, one chain per item: the leaf first, then its intermediates. Parsed items stay so."""
     return tuple(
-        item if isinstance(item, CertificateChain) else _parsed(_chains, "cert", item, _parse_chain)
-        for item in _items("cert", value, CertificateChain)
+        item if isinstance(item, CertificateChain) else parsed(_chains, "cert", item, _parse_chain)
+        for item in items_of("cert", value, CertificateChain)
     )
 
 
@@ -178,8 +169,8 @@ def private_keys(
     A passphrase that is not needed is ignored, as in Node. A key that needs one where none is known comes back as
     `EncryptedKey`. Parsed items stay as they are, or are unlocked.
     """
-    _passphrase(passphrase)
-    return tuple(_key_item(item, passphrase) for item in _items("key", value, Mapping, PrivateKey, EncryptedKey))
+    passphrase_bytes(passphrase)
+    return tuple(_key_item(item, passphrase) for item in items_of("key", value, Mapping, PrivateKey, EncryptedKey))
 
 
 def check_key_pairs(chains: Sequence[CertificateChain], keys: Sequence[PrivateKey]) -> None:
@@ -194,117 +185,6 @@ def check_key_pairs(chains: Sequence[CertificateChain], keys: Sequence[PrivateKe
             "`key` does not belong to any certificate in `cert`: give the key that each certificate was issued for",
             code="ERR_OSSL_X509_KEY_VALUES_MISMATCH",
         )
-
-
-def cipher_list(value: str) -> CipherList:
-    """
-    Split an OpenSSL cipher list: names that begin with `TLS_` go to TLS 1.3, the rest to the versions before.
-
-    The empty string means the defaults, as in Node. The result was tried on a throw-away context; OpenSSL ignores names
-    it does not know as long as one is left.
-    """
-    if not isinstance(value, str):
-        raise OptionTypeError(f"`ciphers` must be a str such as 'HIGH:!aNULL', not {type(value).__name__}")
-    return _cipher_list(value)
-
-
-@functools.lru_cache(maxsize=64)
-def _cipher_list(value: str) -> CipherList:
-    if not value:
-        return CipherList(None, None)
-    parts = [part for part in value.split(":") if part]
-    if not parts:
-        # Node's ERR_INVALID_ARG_VALUE is a TypeError.
-        raise OptionTypeError(f"`ciphers` {quoted(value)} names no cipher", code="ERR_INVALID_ARG_VALUE")
-    tls13 = ":".join(part for part in parts if part.startswith(("TLS_", "!TLS_")))
-    tls12 = ":".join(part for part in parts if not part.startswith(("TLS_", "!TLS_")))
-    _try_ciphers(value, tls12, tls13)
-    return CipherList(tls12 or None, tls13 or None)
-
-
-def _try_ciphers(value: str, tls12: str, tls13: str) -> None:
-    code = "ERR_SSL_NO_CIPHER_MATCH"
-    # OpenSSL reads up to a NUL and would ignore what stands behind it.
-    if value.isascii() and "\0" not in value:
-        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        try:
-            if tls13:
-                context.set_tls13_ciphersuites(tls13.encode())
-            if tls12:
-                context.set_cipher_list(tls12.encode())
-        except SSL.Error as exc:
-            code = "ERR_SSL_" + exc.args[0][-1][2].upper().replace(" ", "_")
-        else:
-            return
-    raise OptionError(
-        f"`ciphers` {quoted(value)} is not usable: names are OpenSSL's and case-sensitive, see `openssl ciphers -v`",
-        code=code,
-    )
-
-
-# What may stand in an option --------------------------------------------------------------------------------------
-
-
-_ITEM: Final = (bytes, bytearray, memoryview, str, os.PathLike)
-
-
-def _items(option: str, value: object, *more: type) -> Sequence[object]:
-    if isinstance(value, _ITEM):
-        return (value,)
-    if not isinstance(value, Sequence):
-        raise _wrong_type(option, value)
-    for item in value:
-        if not isinstance(item, (*_ITEM, *more)):
-            raise _wrong_type(option, item)
-    return value
-
-
-def _wrong_type(option: str, value: object) -> OptionTypeError:
-    return OptionTypeError(
-        f"`{option}` must be PEM text, PEM or DER bytes, a path object, or a sequence of these, not {type(value).__name__}"
-    )
-
-
-def _passphrase(value: object) -> bytes:
-    if value is None:
-        return b""
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    raise OptionTypeError(f"`passphrase` must be a str or bytes, not {type(value).__name__}")
-
-
-def _parsed(memo: _Memo[T], option: str, item: object, parse: Callable[[bytes], T]) -> T:
-    if isinstance(item, os.PathLike):
-        path = os.fspath(item)
-        return memo.get(_stamp(option, path), lambda: _parsed(memo, option, _read(option, path), parse))
-    # `_items` let nothing but text and bytes through.
-    data = item.encode("utf-8", "replace") if isinstance(item, str) else bytes(cast("bytes", item))
-    return memo.get(hashlib.sha256(data).digest(), lambda: parse(data))
-
-
-def _stamp(option: str, path: str) -> tuple[object, ...]:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as exc:
-        raise _unreadable(option, path, exc) from exc
-    # Inode and change time besides size and modification time: a key rotated by rename often keeps both.
-    return (path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-
-
-def _read(option: str, path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as exc:
-        raise _unreadable(option, path, exc) from exc
-
-
-def _unreadable(option: str, path: str, exc: Exception) -> OptionError:
-    reason = exc.strerror if isinstance(exc, OSError) else str(exc)
-    code = errno.errorcode.get(exc.errno or 0) if isinstance(exc, OSError) else None
-    return OptionError(f"`{option}`: cannot read the file {quoted(os.fsencode(path))}: {reason}", code=code)
 
 
 # Certificates -----------------------------------------------------------------------------------------------------
@@ -384,8 +264,8 @@ def _key_item(item: object, passphrase: str | bytes | None) -> PrivateKey | Encr
     if isinstance(item, Mapping):
         own = item.get("passphrase")
         item, passphrase = _item_pem(item), passphrase if own is None else own
-        _passphrase(passphrase)
-    key = item if isinstance(item, (PrivateKey, EncryptedKey)) else _parsed(_keys, "key", item, _parse_key)
+        passphrase_bytes(passphrase)
+    key = item if isinstance(item, (PrivateKey, EncryptedKey)) else parsed(_keys, "key", item, _parse_key)
     if isinstance(key, EncryptedKey) and passphrase is not None:
         return key.unlock(passphrase)
     return key
@@ -395,8 +275,8 @@ def _item_pem(item: Mapping[str, object]) -> object:
     if item.keys() - {"pem", "passphrase"}:  # not quoted: a misplaced key or passphrase may be among them
         raise OptionTypeError("an item of `key` that is a mapping has `pem` and `passphrase`, nothing else")
     pem = item.get("pem")
-    if not isinstance(pem, _ITEM):
-        raise _wrong_type("key", pem)
+    if not isinstance(pem, ITEM):
+        raise wrong_type("key", pem)
     return pem
 
 
@@ -445,3 +325,99 @@ def _leaf_spki_digest(chain: CertificateChain) -> bytes:
         return _spki_digest(chain.leaf.public_key())
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise OptionError("`cert` holds a public key of an unknown kind", code="ERR_OSSL_UNSUPPORTED") from exc
+
+
+# PKCS#12 ----------------------------------------------------------------------------------------------------------
+
+
+def pfx_bundles(value: object, passphrase: str | bytes | None) -> tuple[Pfx | EncryptedPfx, ...]:
+    """
+    Parse option `pfx`. An item may be a mapping with `buf` and `passphrase`; its own passphrase wins.
+
+    A bundle that needs a passphrase where none is known comes back as `EncryptedPfx`. Parsed items stay as they are.
+    """
+    passphrase_bytes(passphrase)
+    items: Sequence[object] = value if isinstance(value, Sequence) and not isinstance(value, ITEM) else (value,)
+    return tuple(_pfx_item(item, passphrase) for item in items)
+
+
+def _pfx_item(item: object, passphrase: str | bytes | None) -> Pfx | EncryptedPfx:
+    if isinstance(item, Pfx):
+        return item
+    if isinstance(item, Mapping):
+        if item.keys() - {"buf", "passphrase"}:  # not quoted: a misplaced passphrase may be among them
+            raise OptionTypeError("an item of `pfx` that is a mapping has `buf` and `passphrase`, nothing else")
+        own = item.get("passphrase")
+        item, passphrase = item.get("buf"), passphrase if own is None else own
+        passphrase_bytes(passphrase)
+    if not isinstance(item, EncryptedPfx):
+        if not isinstance(item, ITEM):
+            raise OptionError(
+                f"`pfx` must be PKCS#12 bytes, a path object, a mapping with `buf`, or a sequence of these, not "
+                f"{type(item).__name__}",
+                code="ERR_CRYPTO_OPERATION_FAILED",
+            )
+        item = parsed(_sealed, "pfx", item, _sealed_pfx)
+    if passphrase is None:
+        try:
+            return item.unlock(None)
+        except OptionError:
+            return item
+    return item.unlock(passphrase)
+
+
+_sealed: Final[Memo[EncryptedPfx]] = Memo()
+
+
+def _sealed_pfx(data: bytes) -> EncryptedPfx:
+    # PFX ::= SEQUENCE { version INTEGER {v3(3)}, ... } (RFC 7292 section 4), in DER or BER.
+    if data[:1] != b"\x30" or b"\x02\x01\x03" not in data[2:10]:
+        raise OptionError(
+            "`pfx` is not PKCS#12: expected the bytes of a .pfx or .p12 file (to name a file, pass a pathlib.Path)",
+            code="ERR_TLSAGENT_PFX",
+        )
+    return EncryptedPfx(data, hashlib.sha256(data).digest())
+
+
+def _open_pfx(data: bytes, secret: bytes) -> Pfx:
+    bundle = _load_pfx(data, secret)
+    if not isinstance(bundle.key, SigningKey) or bundle.cert is None:
+        raise OptionError(
+            "`pfx` lacks a certificate, or a private key that TLS can use: a client certificate needs both",
+            code="ERR_TLSAGENT_PFX",
+        )
+    leaf = bundle.cert.certificate
+    extra = _in_chain_order(leaf, [other.certificate for other in bundle.additional_certs])
+    ders = [one.public_bytes(Encoding.DER) for one in (leaf, *extra)]
+    chain = CertificateChain(leaf, extra, hashlib.sha256(b"".join(ders)).digest())
+    anchors = TrustAnchors(tuple(map(_anchor, ders[1:])), hashlib.sha256(b"".join(ders[1:])).digest())
+    return Pfx(chain, PrivateKey(bundle.key, _spki_digest(bundle.key.public_key())), anchors)
+
+
+def _load_pfx(data: bytes, secret: bytes) -> pkcs12.PKCS12KeyAndCertificates:
+    problem = "`passphrase` does not open `pfx`" if secret else "`pfx` is encrypted: set `passphrase`"
+    try:
+        return pkcs12.load_pkcs12(data, secret or None)
+    except ValueError as exc:
+        # Some writers take "no passphrase" for the empty one.
+        if not secret:
+            try:
+                return pkcs12.load_pkcs12(data, b"")
+            except ValueError:
+                pass
+        raise OptionError(f"{problem}, or it is damaged", code="ERR_TLSAGENT_PFX") from exc
+    except UnsupportedAlgorithm as exc:
+        raise OptionError(
+            "`pfx` uses an algorithm that is not supported: export it again with AES", code="ERR_TLSAGENT_PFX"
+        ) from exc
+
+
+def _in_chain_order(leaf: x509.Certificate, others: list[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """Put issuers behind what they issued (RFC 5246 7.4.2); PKCS#12 files come in any order."""
+    ordered: list[x509.Certificate] = []
+    left, last = list(others), leaf
+    while (issuer := next((one for one in left if one.subject == last.issuer), None)) is not None:
+        left.remove(issuer)
+        ordered.append(issuer)
+        last = issuer
+    return (*ordered, *left)

@@ -1,0 +1,208 @@
+"""
+What `https.request` makes of its arguments before a socket is chosen: URL, host, port, Host header, checks.
+
+The order of the checks, the codes and the classes are Node 26's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tlsagent.node.domains import parse_host
+from tlsagent.node.values import (
+    UNDEFINED,
+    Options,
+    error,
+    get,
+    is_array,
+    is_nullish,
+    is_number,
+    is_truthy,
+    out_of_range,
+    to_number,
+    to_text,
+    wrong_type,
+)
+
+if TYPE_CHECKING:
+    from tlsagent.errors import OptionError
+
+DEFAULT_PORT: Final = 443
+MAX_TIMER: Final = 2**31 - 1
+_MAX_SAFE_INTEGER: Final = 2**53 - 1
+_TOKEN: Final = re.compile(r"[\^_`a-zA-Z\-0-9!#$%&'*+.|~]+")
+_BAD_IN_VALUE: Final = re.compile("[^\t\x20-\x7e\x80-\xff]")
+_BAD_IN_PATH: Final = re.compile("[^\x21-\xff]")
+_URL: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*):[/\\]*(?P<authority>[^/\\?#]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    The request's side of the options, checked.
+
+    Attributes:
+        options: What URL and options say, `host` and `port` settled.
+        host_header: The Host header it would carry; `UNDEFINED` if none.
+        timeout: Milliseconds, `UNDEFINED` if nothing was said.
+    """
+
+    options: dict[str, object]
+    host_header: object
+    timeout: object
+
+
+def read_request(options: Options, url: str | None, agent: Options) -> Request:
+    """
+    Check the arguments of `https.request` and settle host, port, Host header and timeout.
+
+    Args:
+        options: The request's options; they win over the URL.
+        url: The URL, if one is given.
+        agent: The agent's options: `protocol` and `defaultPort` count here.
+    """
+    said = {**({} if url is None else url_options(url)), **options}
+    _check_agent(get(said, "agent"))
+    path = get(said, "path")
+    if is_truthy(path) and _BAD_IN_PATH.search(to_text(path)):
+        raise error("ERR_UNESCAPED_CHARACTERS", "options.path must be percent-encoded: it holds spaces or others")
+    _check_protocol(said, agent)
+    default_port = _first(said.get("defaultPort"), agent.get("defaultPort"), DEFAULT_PORT)
+    said["port"] = _first(said.get("port"), default_port)
+    said["host"] = _host(said)
+    timeout = get(said, "timeout")
+    if timeout is not UNDEFINED:
+        timeout = milliseconds("timeout", timeout)
+    _check_http_options(said)
+    headers = _headers(get(said, "headers"))
+    if headers is not None and "host" not in headers and _sets_host(said):
+        headers["host"] = _default_host_header(said, default_port)
+    return Request(said, (headers or {}).get("host", UNDEFINED), timeout)
+
+
+def _first(*values: object) -> Any:
+    """Return the first value that is truthy, else the last: JavaScript's `||`."""
+    return next(filter(is_truthy, values), values[-1])
+
+
+# URL --------------------------------------------------------------------------------------------------------------
+
+
+def url_options(url: object) -> dict[str, object]:
+    """Return the options that a URL stands for: protocol, hostname, port, auth."""
+    text = to_text(url).strip("".join(map(chr, range(0x21))))
+    match = _URL.match(re.sub("[\t\n\r]", "", text))
+    if match is None:
+        raise error("ERR_INVALID_URL", "the URL cannot be read: expected https://host[:port]/path")
+    userinfo, _, location = match["authority"].rpartition("@")
+    host, port = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
+    options: dict[str, object] = {"protocol": match["scheme"].lower() + ":"}
+    try:
+        options["hostname"] = parse_host(host).strip("[]")
+    except ValueError as exc:
+        raise error("ERR_INVALID_URL", "the URL's host is neither a name nor an address") from exc
+    digits = port.removeprefix(":")
+    if port[:1] not in ("", ":") or (digits and not (digits.isascii() and digits.isdigit() and int(digits) < 65_536)):
+        raise error("ERR_INVALID_URL", "the URL's port must be a number up to 65535")
+    if digits and int(digits) != {"https": 443, "http": 80}.get(match["scheme"].lower()):
+        options["port"] = int(digits)
+    if userinfo:
+        options["auth"] = userinfo
+    return options
+
+
+# Checks in Node's order -------------------------------------------------------------------------------------------
+
+
+def _check_agent(agent: object) -> None:
+    if not (is_nullish(agent) or agent is False or callable(getattr(agent, "request", None))):
+        raise wrong_type("agent", "an Agent, False, None or absent", agent)
+
+
+def _check_protocol(said: Options, agent: Options) -> None:
+    expected = agent.get("protocol")
+    expected = "https:" if is_nullish(expected) else expected
+    protocol = _first(get(said, "protocol"), "https:")
+    if protocol != expected:
+        raise error("ERR_INVALID_PROTOCOL", f"protocol {to_text(protocol)!r} is not supported: expected {expected!r}")
+
+
+def _host(said: Options) -> str:
+    for name in ("hostname", "host"):
+        value = get(said, name)
+        if not (is_nullish(value) or isinstance(value, str)):
+            raise wrong_type(name, "a string, None or absent", value)
+        if isinstance(value, str) and value:
+            return value
+    return "localhost"
+
+
+def milliseconds(name: str, value: object) -> int | float:
+    """Return a duration for a timer: a finite number from 0 on, cut at 2**31 - 1."""
+    if not is_number(value):
+        raise wrong_type(name, "a number of milliseconds", value)
+    if not 0 <= value < float("inf"):
+        raise out_of_range(name, "a finite number of milliseconds, at least 0", value)
+    return min(value, MAX_TIMER)
+
+
+def _check_http_options(said: Options) -> None:
+    if (signal := get(said, "signal")) and is_truthy(signal):
+        raise no_signal(signal)
+    method = get(said, "method")
+    if not (is_nullish(method) or isinstance(method, str)):
+        raise wrong_type("method", "a string", method)
+    if isinstance(method, str) and method and not _TOKEN.fullmatch(method):
+        raise error("ERR_INVALID_HTTP_TOKEN", "options.method must be a token such as GET")
+    size = get(said, "maxHeaderSize")
+    if size is not UNDEFINED:
+        if not is_number(size):
+            raise wrong_type("maxHeaderSize", "a number of bytes", size)
+        if size != int(size if abs(size) <= _MAX_SAFE_INTEGER else 0) or size < 0:
+            raise out_of_range("maxHeaderSize", "a whole number of bytes, at least 0", size)
+    for name in ("insecureHTTPParser", "joinDuplicateHeaders"):
+        if not isinstance(said.get(name, False), bool) and said[name] is not UNDEFINED:
+            raise wrong_type(name, "True or False", said[name])
+
+
+def no_signal(value: object) -> OptionError:
+    """Return the error for `signal`, which nothing in Python can be."""
+    return wrong_type("signal", "an AbortSignal, which Python has not (cancel the task or set timeouts)", value)
+
+
+def _headers(headers: object) -> dict[str, object] | None:
+    """Return the headers by lower-case name; None for a flat list, which Node sends as it is."""
+    if is_array(headers):
+        for name, value in zip(headers[::2], headers[1::2], strict=False):
+            _check_header(name, value)
+        return None
+    found: dict[str, object] = {}
+    for name, value in headers.items() if isinstance(headers, Mapping) else ():
+        _check_header(name, value)
+        found[name.lower()] = value
+    return {name: value for name, value in found.items() if name != "host" or is_truthy(value)}
+
+
+def _check_header(name: object, value: object) -> None:
+    if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        raise error("ERR_INVALID_HTTP_TOKEN", "options.headers: a header's name must be a token")
+    if value is UNDEFINED:
+        raise error("ERR_HTTP_INVALID_HEADER_VALUE", f"options.headers: {name} has no value")
+    for item in value if is_array(value) else [value]:
+        if _BAD_IN_VALUE.search(to_text(item)):
+            raise error("ERR_INVALID_CHAR", f"options.headers: {name} holds a character that no header may have")
+
+
+def _sets_host(said: Options) -> bool:
+    value = get(said, "setHost")
+    return value is UNDEFINED or is_truthy(value)
+
+
+def _default_host_header(said: Options, default_port: object) -> str:
+    host, port = to_text(said["host"]), said["port"]
+    if host.count(":") > 1 and not host.startswith("["):
+        host = f"[{host}]"
+    return host if to_number(port) == default_port else f"{host}:{to_text(port)}"

@@ -1,0 +1,63 @@
+"""
+The core, for people who write a driver of their own: for trio, gevent, Qt, or a test.
+
+The core decides and never waits. A driver moves bytes, waits, and carries out what the core asks for:
+
+1. `AgentCore.exchange()` checks a request, `AgentCore.acquire()` gives a `Lease` at once, or a `Ticket` (also in
+   `exchange.ticket`) whose end comes as an effect.
+2. `AgentCore.effects()` is what is to be done, in this order: `Connect` (carry out the `Dial` in `attempt.user`: enter
+   its phases, `AgentCore.open()` over the transport, exchange bytes until `connection.info` or `connection.dead`, then
+   `AgentCore.connected()` or `AgentCore.dial_failed()`), `Grant` (put the lease into the exchange of `ticket.user` and
+   start it), `Refuse` (fail that exchange), `Close` (close the transport after `AgentCore.closed()`). Ask for effects
+   after each call of the core.
+3. `AgentCore.start()` begins an exchange on its connection. A connection that has served before is given what has
+   arrived on its transport first; one that is found `dead` goes back by `AgentCore.give_back()`, and the exchange
+   acquires anew. A body that is a `Body` goes by `Connection.send_body()` and `Connection.end_body()`.
+4. What comes in is fed to `Connection.receive_data()`, `receive_eof()` or `receive_error()`; then `data_to_send()` is
+   written, `AgentCore.keep_sessions()` called, and `AgentCore.settle()` once `connection.ended` or `connection.dead` is
+   set, else `AgentCore.watch()`. While `connection.reading_paused`, nothing more is read.
+5. An exchange is over when it is `ready`. If it has an `error` and `may_retry`, `start_over()` and go back to 1.
+6. One timer, at `AgentCore.next_deadline()`, calls `AgentCore.handle_timeout()`; the connections that it returns have
+   news. Two deadlines are the driver's: `Dial.deadline`, then `Dial.overdue()`; and `Exchange.total_at` while it waits
+   on a ticket, then `Exchange.total_timeout()` and `AgentCore.cancel()`. A caller may give up at any moment:
+   `cancel()` ends a ticket, `Connection.drop()` and `AgentCore.settle()` an exchange on its connection.
+
+`tlsagent.testing.simulation` is such a driver in one file. Every `now` is a monotonic clock in seconds.
+"""
+
+from __future__ import annotations
+
+from tlsagent._body import PIECE, Body
+from tlsagent._connection import Connection, ConnectionInfo, RawSink
+from tlsagent._core import AgentCore
+from tlsagent._dial import Dial
+from tlsagent._exchange import Awaiting, Exchange, Timings, closed_error
+from tlsagent._pool import Attempt, Close, Connect, Effect, Grant, Lease, Pool, Refuse, Ticket
+from tlsagent._raw import RawStream
+from tlsagent._response import Response, ResponseFacts
+
+__all__ = [
+    "PIECE",
+    "AgentCore",
+    "Attempt",
+    "Awaiting",
+    "Body",
+    "Close",
+    "Connect",
+    "Connection",
+    "ConnectionInfo",
+    "Dial",
+    "Effect",
+    "Exchange",
+    "Grant",
+    "Lease",
+    "Pool",
+    "RawSink",
+    "RawStream",
+    "Refuse",
+    "Response",
+    "ResponseFacts",
+    "Ticket",
+    "Timings",
+    "closed_error",
+]

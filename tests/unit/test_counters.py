@@ -1,0 +1,196 @@
+"""
+What a warm request costs, counted and not timed: Python calls and memory, which no busy machine can blur.
+
+Each ceiling may only go down. Whoever raises one says in the commit what the request gets for it. Calls are those of
+functions of the package; a request of its own makes them, so the peer runs in a thread that the profiler does not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import ssl
+import statistics
+import sys
+import tempfile
+import threading
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import tlsagent
+from tlsagent.testing.authority import default_authority, default_credentials
+
+RESPONSE = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
+PACKAGE = str(Path(tlsagent.__file__).parent)
+
+CALLS = {"async": 89, "sync": 85}
+"""Python calls of the package per request, with the h11 engine: h11's own are not counted."""
+PEAK = {"async": 4_400, "sync": 6_400}
+"""Bytes that a request needs at once beyond what was there before it."""
+KEPT_BLOCKS = {"async": 29, "sync": 29}
+"""Blocks of memory that a response keeps alive as long as it is held."""
+
+# Objects differ in size from one Python to the next: the ceilings on memory are those of one of them.
+memory = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the ceilings are those of Python 3.11")
+
+WARM_UP = 30
+REPEATS = 20
+HELD = 200
+
+
+@pytest.fixture(scope="module")
+def url():
+    """A peer that gives one answer, each in a single record, so that nothing depends on how bytes are cut."""
+    credentials = default_credentials(("localhost",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        pem = Path(folder, "server.pem")
+        pem.write_bytes(credentials.key_pem + credentials.cert_pem)
+        context.load_cert_chain(pem)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(30)
+
+    def serve_one(plain):
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as sock:
+            while sock.recv(65_536).endswith(b"\r\n\r\n"):
+                sock.sendall(RESPONSE)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = listener.accept()
+                plain.settimeout(30)
+                threading.Thread(target=serve_one, args=(plain,), daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"https://localhost:{listener.getsockname()[1]}/"
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+def options():
+    return {"ca": default_authority().ca_pem, "http1_engine": "h11"}
+
+
+class SyncSubject:
+    """`Agent` on a warm connection."""
+
+    def __init__(self, url):
+        self._url = url
+        self._agent = tlsagent.Agent(**options())
+
+    def request(self):
+        return self._agent.request("GET", self._url)
+
+    def close(self):
+        self._agent.close()
+
+
+class AsyncSubject:
+    """`AsyncAgent` on a warm connection, one request at a time."""
+
+    def __init__(self, url):
+        self._url = url
+        self._loop = asyncio.new_event_loop()
+        self._agent = tlsagent.AsyncAgent(**options())
+
+    def request(self):
+        return self._loop.run_until_complete(self._agent.request("GET", self._url))
+
+    def close(self):
+        self._loop.run_until_complete(self._agent.aclose())
+        self._loop.close()
+
+
+@pytest.fixture(params=["async", "sync"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def subject(kind, url):
+    subject = (AsyncSubject if kind == "async" else SyncSubject)(url)
+    with contextlib.closing(subject):
+        for _ in range(WARM_UP):
+            assert subject.request().content == b"Hello, world!"
+        yield subject
+
+
+def calls_of(act):
+    """Return how often each function of the package was called."""
+    calls = Counter()
+
+    def profile(frame, event, _argument):
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            calls[frame.f_code.co_qualname] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_warm_request_makes_no_more_calls_than_before(kind, subject):
+    """
+    The number of Python calls that a request on a warm connection makes inside the package does not grow.
+    """
+    counted = min((calls_of(subject.request) for _ in range(REPEATS)), key=Counter.total)
+
+    shown = "\n".join(f"{count:4} {name}" for name, count in counted.most_common())
+    assert counted.total() <= CALLS[kind], f"{counted.total()} calls, at most {CALLS[kind]} allowed:\n{shown}"
+
+
+@memory
+def test_warm_request_needs_no_more_memory_than_before(kind, subject):
+    """
+    The memory that a request on a warm connection needs at its height does not grow.
+    """
+    peaks = []
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(REPEATS):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            subject.request()
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert statistics.median(peaks) <= PEAK[kind]
+
+
+@memory
+def test_held_response_keeps_no_more_memory_than_before(kind, subject):
+    """
+    A response keeps few blocks of memory alive, and they go with it: no cycle waits for the collector.
+    """
+    responses = [None] * HELD
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        for index in range(HELD):
+            responses[index] = subject.request()
+        held = sys.getallocatedblocks()
+        responses.clear()
+        after = sys.getallocatedblocks()
+    finally:
+        gc.enable()
+
+    kept = (held - before) / HELD
+    assert kept <= KEPT_BLOCKS[kind]
+    assert after - before < HELD, "every request leaves something behind"

@@ -1,0 +1,456 @@
+"""How agents end: closing, destroying, leaving `with`, dead loops, the interpreter's exit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wire_peer import PeerConnection, wait_until
+
+from tlsagent import AgentClosed, AsyncAgent
+from tlsagent.testing import Server
+
+
+def at_work(agent: Any, server: Any, path: str) -> Any:
+    """Start a request and return its future once the server has it."""
+    before = server.stats.requests
+    future = agent.submit("GET", server.url + path)
+    assert server.wait_for(lambda s: s.stats.requests > before)
+    return future
+
+
+def background(function: Any) -> Any:
+    """Run a function beside the test."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+# --- close and destroy ------------------------------------------------------------------------------------------------
+
+
+def test_close_lets_active_requests_finish(open_agent, gated_server, gates):
+    """
+    `close` refuses what waits and what comes, lets what is active finish, and closes all connections in good order.
+    """
+    agent = open_agent(ca=gated_server.ca_pem, max_sockets=1)
+    active = at_work(agent, gated_server, "/gate/a")
+    queued = agent.submit("GET", gated_server.url + "/never")
+    assert wait_until(lambda: agent.stats().waiting == 1)
+
+    closing = background(agent.close)
+    with pytest.raises(AgentClosed):
+        queued.result(5)
+    with pytest.raises(AgentClosed):
+        agent.request("GET", gated_server.url + "/never")
+    gates.open("a")
+
+    assert active.result(5).content == b"open"
+    closing.result(5)
+    assert gated_server.wait_for(lambda s: s.connections[0].closed_by == "close_notify")
+    assert gated_server.stats.requests == 1
+
+
+def test_close_gives_up_after_the_drain_time(open_agent, server):
+    """
+    What does not finish within `drain` fails with `AgentClosed`; `close` returns.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    active = at_work(agent, server, "/delay/30")
+
+    begun = time.monotonic()
+    agent.close(drain=0.1)
+
+    assert 0.09 < time.monotonic() - begun < 3
+    with pytest.raises(AgentClosed):
+        active.result(5)
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+def test_close_ends_idle_connections_at_once(open_agent, server):
+    """
+    With nothing active `close` does not wait, and the server hears close_notify.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.preconnect(server.url, 2)
+    agent.request("GET", server.url + "/hello")
+
+    begun = time.monotonic()
+    agent.close()
+
+    assert time.monotonic() - begun < 2
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)
+    assert {c.closed_by for c in server.connections} == {"close_notify"}
+
+
+def test_close_and_destroy_may_be_called_again(open_agent, server):
+    """
+    Closing a closed agent does nothing, in any order.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.request("GET", server.url + "/hello")
+
+    agent.close()
+    agent.close()
+    agent.destroy()
+    agent.destroy()
+    agent.close()
+
+    assert agent.stats().idle == 0
+
+
+def test_agent_that_was_never_used_can_be_closed(open_agent):
+    """
+    Closing before the first use is allowed, and final.
+    """
+    agent = open_agent()
+
+    agent.close()
+
+    with pytest.raises(AgentClosed):
+        agent.request("GET", "https://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("request", lambda server: ("GET", server.url + "/hello")),
+        ("open_stream", lambda server: ("GET", server.url + "/hello")),
+        ("connect", lambda server: ("localhost", server.port)),
+        ("preconnect", lambda server: (server.url,)),
+    ],
+    ids=["request", "open_stream", "connect", "preconnect"],
+)
+def test_closed_agent_refuses_everything(open_agent, server, call, arguments):
+    """
+    After `close` every call that needs a connection raises `AgentClosed` and opens none.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.close()
+
+    with pytest.raises(AgentClosed):
+        getattr(agent, call)(*arguments(server))
+
+    assert server.stats.connections == 0
+
+
+def test_destroy_fails_active_and_waiting_requests(open_agent, gated_server):
+    """
+    `destroy` ends everything at once; whoever waits for anything gets `AgentClosed`.
+    """
+    agent = open_agent(ca=gated_server.ca_pem, max_sockets=1)
+    active = at_work(agent, gated_server, "/gate/never")
+    queued = agent.submit("GET", gated_server.url + "/never")
+    assert wait_until(lambda: agent.stats().waiting == 1)
+
+    agent.destroy()
+
+    for future in (active, queued):
+        with pytest.raises(AgentClosed):
+            future.result(5)
+    assert gated_server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+def test_destroy_ends_a_connection_under_way(open_agent):
+    """
+    `destroy` during a handshake fails the request that waits for it.
+    """
+    with Server(stall_at="server_hello") as server:
+        agent = open_agent(ca=server.ca_pem)
+        dialling = agent.submit("GET", server.url + "/hello")
+        assert server.wait_for(lambda s: s.stats.connections == 1 and s.connections[0].client_hello)
+
+        agent.destroy()
+
+        with pytest.raises(AgentClosed):
+            dialling.result(5)
+        assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+def test_close_ends_a_connection_under_way(open_agent):
+    """
+    `close` counts a request whose connection is not open yet among the waiting ones.
+    """
+    with Server(stall_at="server_hello") as server:
+        agent = open_agent(ca=server.ca_pem)
+        dialling = agent.submit("GET", server.url + "/hello")
+        assert server.wait_for(lambda s: s.stats.connections == 1 and s.connections[0].client_hello)
+
+        begun = time.monotonic()
+        agent.close()
+
+        assert time.monotonic() - begun < 3
+        with pytest.raises(AgentClosed):
+            dialling.result(5)
+        assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+def test_destroy_in_the_middle_of_a_stream(open_agent, server):
+    """
+    A stream whose agent was destroyed raises `AgentClosed` instead of ending as if it were whole.
+    """
+    agent = open_agent(ca=server.ca_pem)
+
+    with agent.stream("GET", server.url + "/bytes/100000000") as response:
+        pieces = response.iter_bytes()
+        next(pieces)
+        agent.destroy()
+        with pytest.raises(AgentClosed):
+            for _ in pieces:
+                pass
+
+    # That the server learns of it is up to TCP: with its window closed, it may be told a minute later.
+    assert agent.stats().active == 0
+
+
+def test_close_while_the_body_is_being_sent(open_agent, open_peer):
+    """
+    `destroy` ends a request whose body the peer does not take.
+    """
+
+    def script(connection: PeerConnection) -> None:
+        connection.peer.leave.wait(10)
+
+    peer = open_peer(script)
+    agent = open_agent(ca=peer.ca_pem)
+    sending = agent.submit("POST", peer.url, content=bytes(64 << 20))
+    assert wait_until(lambda: agent.stats().active == 1)
+
+    agent.close(drain=0.1)
+
+    with pytest.raises(AgentClosed):
+        sending.result(5)
+
+
+# --- with -------------------------------------------------------------------------------------------------------------
+
+
+def test_leaving_with_closes(open_sync_agent, server):
+    """
+    The end of a `with` block closes the agent in good order.
+    """
+    with open_sync_agent(ca=server.ca_pem).agent as agent:
+        agent.request("GET", server.url + "/hello")
+
+    assert server.wait_for(lambda s: s.connections[0].closed_by == "close_notify")
+    with pytest.raises(AgentClosed):
+        agent.request("GET", server.url + "/hello")
+
+
+def test_leaving_with_by_an_exception_waits_for_nothing(open_agent, server):
+    """
+    A `with` block left by an exception destroys the agent: active requests fail at once, the exception goes on.
+    """
+    harness = open_agent(ca=server.ca_pem)
+    active = []
+
+    def sync_block() -> None:
+        with harness.agent:
+            active.append(at_work(harness, server, "/delay/30"))
+            raise ZeroDivisionError
+
+    async def async_block() -> None:
+        async with harness.agent:
+            active.append(asyncio.ensure_future(harness.agent.request("GET", server.url + "/delay/30")))
+            await asyncio.to_thread(server.wait_for, lambda s: s.stats.requests)
+            raise ZeroDivisionError
+
+    begun = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        sync_block() if harness.driver == "threads" else harness.run(async_block())
+
+    assert time.monotonic() - begun < 3
+    assert wait_until(lambda: active[0].done())
+    assert isinstance(active[0].exception(), AgentClosed)
+
+
+def test_task_group_around_requests_is_cancelled_as_a_whole(open_async_agent, server):
+    """
+    An `AsyncAgent` inside a cancelled task group leaves nothing behind.
+    """
+    harness = open_async_agent(ca=server.ca_pem, max_sockets=2)
+
+    async def run() -> None:
+        async with harness.agent as agent, asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(agent.request("GET", server.url + "/delay/30"))
+            await asyncio.to_thread(server.wait_for, lambda s: s.stats.requests == 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup):
+        harness.run(run())
+
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+# --- Event loops ------------------------------------------------------------------------------------------------------
+
+
+def test_agent_of_one_loop_refuses_another(server):
+    """
+    An `AsyncAgent` used in a second event loop raises a clear error instead of touching the first one's sockets.
+    """
+    agent = AsyncAgent(ca=server.ca_pem)
+
+    async def first() -> None:
+        assert (await agent.request("GET", server.url + "/hello")).status == 200
+        await agent.aclose()
+
+    asyncio.run(first())
+
+    with pytest.raises(RuntimeError, match="one event loop"):
+        asyncio.run(agent.request("GET", server.url + "/hello"))
+
+
+def test_agent_in_a_second_loop_while_the_first_lives(open_async_agent, server):
+    """
+    The first loop's connections serve on after another loop was refused.
+    """
+    harness = open_async_agent(ca=server.ca_pem)
+    harness.request("GET", server.url + "/hello")
+
+    with pytest.raises(RuntimeError, match="one event loop"):
+        asyncio.run(harness.agent.request("GET", server.url + "/hello"))
+
+    assert harness.request("GET", server.url + "/hello").reused
+
+
+# --- The interpreter --------------------------------------------------------------------------------------------------
+
+
+def run_script(script: str, server: Any, tmp_path: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a script in a fresh interpreter; `URL`, `PORT` and `CA` are there."""
+    head = f"URL, PORT, CA = {server.url!r}, {server.port}, {server.ca_pem!r}\n"
+    path = tmp_path / "script.py"
+    path.write_text(head + textwrap.dedent(script))
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return done, time.monotonic() - begun
+
+
+SCRIPTS = {
+    "sync, idle": """
+        from tlsagent import Agent
+        agent = Agent(ca=CA)
+        print(agent.request("GET", URL + "/hello").status)
+    """,
+    "sync, streaming": """
+        from tlsagent import Agent
+        agent = Agent(ca=CA)
+        response = agent.open_stream("GET", URL + "/bytes/100000000")
+        print(response.status)
+    """,
+    "sync, a daemon thread at work": """
+        import threading, time
+        from tlsagent import Agent
+        agent = Agent(ca=CA)
+        threading.Thread(target=agent.request, args=("GET", URL + "/delay/30"), daemon=True).start()
+        while not agent.stats().active:
+            time.sleep(0.01)
+        print(200)
+    """,
+    "sync, raw": """
+        from tlsagent import Agent
+        raw = Agent(ca=CA).connect("localhost", PORT)
+        print(200)
+    """,
+    "sync, look-up under way": """
+        import socket, threading, time
+        from tlsagent import Agent, ResolutionTimeout, Timeouts
+        socket.getaddrinfo = lambda *a, **k: time.sleep(20)
+        agent = Agent(ca=CA, timeouts=Timeouts(lookup=0.1))
+        try:
+            agent.request("GET", URL)
+        except ResolutionTimeout:
+            print(200)
+    """,
+    "asyncio, idle": """
+        import asyncio
+        from tlsagent import AsyncAgent
+        async def main():
+            agent = AsyncAgent(ca=CA)
+            print((await agent.request("GET", URL + "/hello")).status)
+        asyncio.run(main())
+    """,
+    "asyncio, agent outlives its loop": """
+        import asyncio
+        from tlsagent import AsyncAgent
+        agent = AsyncAgent(ca=CA)
+        async def main():
+            print((await agent.request("GET", URL + "/hello")).status)
+        asyncio.run(main())
+    """,
+    "asyncio, destroyed after its loop": """
+        import asyncio
+        from tlsagent import AsyncAgent
+        agent = AsyncAgent(ca=CA)
+        async def main():
+            print((await agent.request("GET", URL + "/hello")).status)
+        asyncio.run(main())
+        agent.destroy()
+    """,
+    "asyncio, streaming": """
+        import asyncio
+        from tlsagent import AsyncAgent
+        async def main():
+            global response
+            response = await AsyncAgent(ca=CA).open_stream("GET", URL + "/bytes/100000000")
+            print(response.status)
+        asyncio.run(main())
+    """,
+    "asyncio, request at work": """
+        import asyncio
+        from tlsagent import AsyncAgent
+        async def main():
+            agent = AsyncAgent(ca=CA)
+            task = asyncio.create_task(agent.request("GET", URL + "/delay/30"))
+            while not agent.stats().active:
+                await asyncio.sleep(0.01)
+            print(200)
+        asyncio.run(main())
+    """,
+    "uvloop, idle": """
+        import uvloop
+        from tlsagent import AsyncAgent
+        async def main():
+            agent = AsyncAgent(ca=CA)
+            print((await agent.request("GET", URL + "/hello")).status)
+        uvloop.run(main())
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_interpreter_exits_quietly_with_connections_open(server, tmp_path, name):
+    """
+    A program that ends without closing its agent ends at once and prints nothing.
+    """
+    done, elapsed = run_script(SCRIPTS[name], server, tmp_path)
+
+    assert done.stdout == "200\n"
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert elapsed < 10
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)

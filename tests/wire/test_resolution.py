@@ -1,0 +1,219 @@
+"""From names to addresses: the system's resolver, the `lookup` hook, several addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+from wire_peer import closed_port, serve, tarpit, wait_until
+
+from tlsagent import ConnectError, OptionError, ResolutionError, Timeouts, events
+
+
+def answers(*addresses: str) -> Any:
+    """Return a `lookup` hook that always gives these addresses, and the list of what it was asked."""
+    asked: list[tuple[str, int]] = []
+
+    def lookup(host: str, family: int) -> list[str]:
+        asked.append((host, family))
+        return list(addresses)
+
+    lookup.asked = asked  # type: ignore[attr-defined]
+    return lookup
+
+
+def test_name_that_does_not_exist(open_agent):
+    """
+    A name without an address fails at once, names itself, and is asked for again by the next request.
+    """
+    agent = open_agent(max_sockets=1)
+
+    for _ in range(2):
+        with pytest.raises(ResolutionError, match=r"nowhere\.invalid") as caught:
+            agent.request("GET", "https://nowhere.invalid/", timeouts=20)
+        assert caught.value.phase == "lookup"
+        assert caught.value.code in {"ENOTFOUND", "EAI_AGAIN"}
+        assert isinstance(caught.value.__cause__, socket.gaierror)
+
+    assert agent.stats().dialling == 0
+
+
+def test_lookup_hook_says_where_the_bytes_go(open_agent, server):
+    """
+    The hook is asked for the URL's host; the name that is verified and sent stays the URL's.
+    """
+    lookup = answers("127.0.0.1")
+    agent = open_agent(ca=server.ca_pem, lookup=lookup)
+
+    response = agent.request("GET", server.url + "/hello")
+
+    assert lookup.asked == [("localhost", 0)]
+    assert server.connections[0].sni == "localhost"
+    assert response.connection.remote_address[:2] == ("127.0.0.1", server.port)
+
+
+def test_literal_address_is_not_looked_up(open_agent, server):
+    """
+    An IP address in the URL needs no look-up by the system and no SNI is sent.
+    """
+    agent = open_agent(ca=server.ca_pem)
+
+    response = agent.request("GET", f"https://127.0.0.1:{server.port}/hello")
+
+    assert response.status == 200
+    assert server.connections[0].sni is None
+
+
+def test_asynchronous_lookup_hook(open_async_agent, server):
+    """
+    `AsyncAgent` awaits a hook that is asynchronous.
+    """
+
+    async def lookup(host: str, family: int) -> list[str]:
+        await asyncio.sleep(0)
+        return ["127.0.0.1"]
+
+    agent = open_async_agent(ca=server.ca_pem, lookup=lookup)
+
+    assert agent.request("GET", server.url + "/hello").status == 200
+
+
+def test_asynchronous_lookup_hook_is_refused_by_the_sync_agent(open_sync_agent, server):
+    """
+    `Agent` cannot await: an asynchronous hook is a clear error, not a warning about a coroutine nobody awaited.
+    """
+
+    async def lookup(host: str, family: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    agent = open_sync_agent(ca=server.ca_pem, max_sockets=1, lookup=lookup)
+
+    with pytest.raises(OptionError, match="lookup"):
+        agent.request("GET", server.url + "/hello")
+
+    assert server.stats.connections == 0
+
+
+def test_hook_that_raises_is_the_cause(open_agent, server):
+    """
+    An exception of the hook becomes the request's error, at that request alone.
+    """
+    failures = [ZeroDivisionError("of the hook")]
+
+    def lookup(host: str, family: int) -> list[str]:
+        if failures:
+            raise failures.pop()
+        return ["127.0.0.1"]
+
+    agent = open_agent(ca=server.ca_pem, max_sockets=1, lookup=lookup)
+
+    with pytest.raises(ResolutionError) as caught:
+        agent.request("GET", server.url + "/hello")
+
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert caught.value.phase == "lookup"
+    assert server.stats.connections == 0
+    assert agent.request("GET", server.url + "/hello", timeouts=5).status == 200
+
+
+@pytest.mark.parametrize("answer", ["127.0.0.1", ["localhost"], [b"127.0.0.1"], [("127.0.0.1", 443)], None, 7])
+def test_hook_that_gives_something_else_is_an_error(open_agent, server, answer):
+    """
+    What is no list of address strings is refused with a text that says so.
+    """
+    agent = open_agent(ca=server.ca_pem, max_sockets=1, lookup=lambda host, family: answer)
+
+    with pytest.raises(OptionError, match="lookup must return"):
+        agent.request("GET", server.url + "/hello")
+
+    assert server.stats.connections == 0
+
+
+def test_empty_answer_then_a_good_one(open_agent, server):
+    """
+    No address is an error, which is not remembered.
+    """
+    given: list[list[str]] = [["127.0.0.1"], []]
+    agent = open_agent(ca=server.ca_pem, max_sockets=1, lookup=lambda host, family: given.pop())
+
+    with pytest.raises(ResolutionError, match="localhost") as caught:
+        agent.request("GET", server.url + "/hello")
+
+    assert caught.value.code == "ENOTFOUND"
+    assert agent.request("GET", server.url + "/hello", timeouts=5).status == 200
+
+
+def test_second_address_works(open_agent, open_peer):
+    """
+    If the first address refuses, the second is tried at once.
+    """
+    peer = open_peer(serve)
+    agent = open_agent(ca=peer.ca_pem, lookup=answers("127.0.0.2", "127.0.0.3", "127.0.0.1"))
+
+    response = agent.request("GET", f"https://localhost:{peer.port}/")
+
+    assert response.connection.remote_address == ("127.0.0.1", peer.port)
+    assert response.timings.connect < 0.5
+    assert len(peer.connections) == 1
+
+
+def test_every_address_that_failed_is_listed(open_agent):
+    """
+    If all addresses fail, the error names each of them.
+    """
+    port = closed_port()
+    agent = open_agent(max_sockets=1, lookup=answers("127.0.0.2", "127.0.0.3"))
+
+    with pytest.raises(ConnectError, match=rf"127\.0\.0\.2:{port}.*127\.0\.0\.3:{port}") as caught:
+        agent.request("GET", f"https://localhost:{port}/")
+
+    assert caught.value.code == "ECONNREFUSED"
+    assert agent.stats().dialling == 0
+
+
+def test_address_that_does_not_answer_is_overtaken(open_agent):
+    """
+    An address that says nothing holds the next one up only for the attempt delay; the loser is closed.
+    """
+    with tarpit() as port, socket.create_server(("127.0.0.2", port)) as listener:
+        agent = open_agent(
+            max_sockets=1, lookup=answers("127.0.0.1", "127.0.0.2"), timeouts=Timeouts(connect=3, handshake=0.2)
+        )
+        heard: list[Any] = []
+        agent.agent.on(events.Connected, heard.append)
+
+        with pytest.raises(TimeoutError) as caught:
+            agent.request("GET", f"https://localhost:{port}/")
+
+        assert caught.value.phase == "handshake"
+        assert [event.remote_address for event in heard] == [("127.0.0.2", port)]
+        listener.accept()[0].close()
+
+
+def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeypatch):
+    """
+    Look-ups of one name that run at the same time are one.
+    """
+    asked = []
+    answer = threading.Event()
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **keywords: Any) -> Any:
+        if host == "localhost":
+            asked.append(host)
+            answer.wait(10)
+        return real(host, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    agent = open_agent(ca=server.ca_pem)
+    try:
+        futures = [agent.submit("GET", server.url + "/hello") for _ in range(5)]
+        assert wait_until(lambda: agent.stats().dialling == 5 and asked)
+    finally:
+        answer.set()
+
+    assert [future.result(5).status for future in futures] == [200] * 5
+    assert len(asked) == 1
