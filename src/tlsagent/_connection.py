@@ -219,6 +219,7 @@ class Connection:
             reject_unauthorized=identity.reject_unauthorized,
             check_identity=identity.check_server_identity or check_server_identity,
             session=session,
+            trust=plan.trust,
             wall_offset=wall - now,
         )
         self.info: ConnectionInfo | None = None

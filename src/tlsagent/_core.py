@@ -134,6 +134,10 @@ class AgentCore:
             has_body=body is not None or bool(request_trailers),
             keep_alive=self._persistent,
         )
+        if request_trailers and not head.chunked:
+            raise LocalProtocolError(
+                "trailers need a chunked body: leave Content-Length out", code="ERR_HTTP_TRAILER_INVALID"
+            )
         return Exchange(
             plan,
             head,
@@ -226,7 +230,7 @@ class AgentCore:
             exchange.why_not_reused = None
             if self.heard or exchange.trace is not None:
                 self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
-        elif connection.info.opened_at >= exchange.created_at:
+        elif connection.info.opened_at - sum(connection.dial_timings.values()) >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
         connection.start(exchange, now)
 
@@ -364,6 +368,7 @@ class AgentCore:
             return
         connection.timer = Timer(connection)
         self.pool.connected(dial.attempt, connection, now)
+        self.watch(connection)
         if connection.dead is not None:
             self.pool.connection_lost(connection, now, connection.dead)
 

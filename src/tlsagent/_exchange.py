@@ -207,9 +207,9 @@ class Exchange:
         """The phase it is in, in the words of `timings` and `error.phase`."""
         if self.started_at is None:
             return "queue"
-        if self.head_at is not None:
-            return "receive"
-        return "wait" if self.sent_at is not None else "send"
+        if self.sent_at is None:
+            return "send"
+        return "wait" if self.head_at is None else "receive"
 
     @property
     def reused(self) -> bool:
@@ -243,8 +243,7 @@ class Exchange:
         """Note that the whole request was handed on."""
         self.request_sent = True
         self.sent_at = now
-        if self.head_at is None:
-            self._clock(now, self.timeouts.response)
+        self._clock(now, self.timeouts.response if self.head_at is None else self.timeouts.read)
 
     def fail(self, error: BaseException, now: float) -> None:
         """End it with an error, the facts of the failure filled in; the first error stays."""
@@ -288,7 +287,8 @@ class Exchange:
         """Keep the head of the response."""
         self.response = head
         self.head_at = self.now
-        self._clock(self.now, self.timeouts.read)
+        if self.sent_at is not None:
+            self._clock(self.now, self.timeouts.read)
 
     def body_received(self, data: bytes) -> None:
         """Keep bytes of the body until they are taken; past the high-water mark the connection stops reading."""
@@ -303,7 +303,8 @@ class Exchange:
             self.paused = True
             self.deadline = self.total_at
             return
-        self._clock(self.now, self.timeouts.read)
+        if self.sent_at is not None:
+            self._clock(self.now, self.timeouts.read)
 
     def response_ended(self, trailers: Headers | None) -> None:
         """Note the end of the response."""

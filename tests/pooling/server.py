@@ -55,6 +55,12 @@ class Board:
         self.order: list[str] = []
         self.max_concurrent = 0
         self.concurrent = 0
+        self.failures: list[str] = []
+
+    def served(self, task: asyncio.Task[None]) -> None:
+        """Keep what a connection's task raised: a fault of the replay, not of the client."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(f"server: {error!r}")
 
     def opened(self) -> None:
         self.concurrent += 1
@@ -251,6 +257,7 @@ class _Link(asyncio.Protocol):
         self._server.opened(established=True)
         serve = self._serve_h2() if self._server.config.get("http2") else self._serve()
         self._task = asyncio.get_running_loop().create_task(serve)
+        self._task.add_done_callback(self._server.board.served)
 
     def _send(self, data: bytes) -> None:
         if not self.transport.is_closing():

@@ -733,6 +733,7 @@ class AsyncAgent:
             raise race.error()
         finally:
             for task in running:
+                task.add_done_callback(_close_unused)
                 task.cancel()
 
     async def _connect_to(self, address: Address, route: Route) -> socket.socket:
@@ -922,6 +923,11 @@ def _wake(exchange: Exchange) -> None:
     waker: asyncio.Future[None] | None = exchange.waker
     if waker is not None and not waker.done():
         waker.set_result(None)
+
+
+def _close_unused(connecting: asyncio.Task[socket.socket]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().close()
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

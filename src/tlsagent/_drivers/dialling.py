@@ -185,6 +185,7 @@ class Dialling:
         if connection.error is not None or (connection.dead is not None and connection.info is None):
             if self._core.may_dial_again(self.dial, connection):
                 self._start_over(connection)
+                self._advance(buffer)
                 return
             raise connection.error or ConnectionLost("the connection closed during the handshake")
         if connection.info is not None:
