@@ -8,7 +8,9 @@ belongs to whoever holds its lease; it takes no locks.
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from tlsagent._body import PIECE
@@ -49,6 +51,7 @@ class ConnectionInfo:
         authorization_error: Node's code of what was wrong, or None.
         peer_certificate: The server's certificate.
         peer_chain: What the server sent, its own certificate first; on resumption that of the full handshake.
+        ocsp_response: The stapled OCSP response, or None.
         opened_at: Monotonic time at which the handshake was complete.
         why_not_resumed: Why it was a full handshake, or None.
         http_engine: Name of the HTTP engine; None for a raw connection.
@@ -106,6 +109,11 @@ class ConnectionInfo:
     def peer_chain(self) -> tuple[PeerCertificate, ...]:
         """The chain the server sent."""
         return self._facts.peer_chain
+
+    @property
+    def ocsp_response(self) -> bytes | None:
+        """The stapled OCSP response, DER, if one was asked for (`request_ocsp`) and sent. Nothing in it was checked."""
+        return self._facts.ocsp_response
 
     def __repr__(self) -> str:
         resumed = "resumed" if self.session_reused else "full"
@@ -220,6 +228,11 @@ class Connection:
             check_identity=identity.check_server_identity or check_server_identity,
             session=session,
             trust=plan.trust,
+            min_dh_size=identity.min_dh_size,
+            pins=identity.pins,
+            request_ocsp=identity.request_ocsp,
+            psk_callback=identity.psk_callback,
+            trace=functools.partial(_trace, id) if plan.key.route.enable_trace else None,
             wall_offset=wall - now,
         )
         self.info: ConnectionInfo | None = None
@@ -232,7 +245,7 @@ class Connection:
         self.dial_timings = dial_timings
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.session_offered = session is not None
+        self.session_offered = self._engine.offered_session
         self.sessions_stored = 0
         self.timer: Any = None
         self.transport: Any = None
@@ -489,6 +502,10 @@ def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:
         f'the server {what} by ALPN, and a request needs HTTP/1.1: have alpn_protocols offer only "http/1.1"',
         code="ERR_TLSAGENT_ALPN",
     )
+
+
+def _trace(connection_id: int, line: str) -> None:
+    sys.stderr.write(f"tlsagent connection {connection_id}: {line}\n")
 
 
 def _os_code(error: OSError) -> str:

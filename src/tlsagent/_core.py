@@ -322,7 +322,7 @@ class AgentCore:
             id=next(self._ids),
             now=now,
             wall=wall,
-            session=None if dial.without_session else self._take_session(dial.plan.scope, wall),
+            session=None if dial.without_session else self._session_for(dial.plan, wall),
             http=None if raw is not None else self._http1(self._http1_limits),
             raw=raw,
             addresses=addresses,
@@ -331,6 +331,10 @@ class AgentCore:
         )
         self._tally.opened(connection)
         return connection
+
+    def _session_for(self, plan: Plan, wall: float) -> Session | None:
+        """Return the session that the options bring, once, else one of the store."""
+        return plan.take_session() or self._take_session(plan.scope, wall)
 
     def _take_session(self, scope: SessionScope, wall: float) -> Session | None:
         if self.store is None:
