@@ -38,7 +38,7 @@ from tlsagent.errors import (
     OptionTypeError,
     quoted,
 )
-from tlsagent.events import Event, Reused, SessionTicket
+from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -364,6 +364,14 @@ class AgentCore:
         if self.store is not None:
             self.store.discard(dial.plan.scope)
         return True
+
+    def tell_secured(self, connection: Connection) -> None:
+        """Emit the events of a completed handshake. Call without a lock held."""
+        info = connection.info
+        if self.heard and info is not None:
+            self.emit(Secured(connection.plan.key.digest, info))
+            if info.ocsp_response is not None:
+                self.emit(OCSPResponse(connection.plan.key.digest, info))
 
     def connected(self, dial: Dial, connection: Connection, now: float) -> None:
         """Give a secured connection to the pool, which grants it to whoever waits longest."""

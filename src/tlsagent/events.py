@@ -152,6 +152,17 @@ class SessionTicket(Event):
         self.session = session
 
 
+class OCSPResponse(_OfConnection):
+    """
+    The peer stapled an OCSP response (`request_ocsp`). Nothing in it was checked.
+
+    Attributes:
+        connection: Where; its `ocsp_response` has the DER bytes.
+    """
+
+    __slots__ = ()
+
+
 class Retried(Event):
     """
     A request is sent again.

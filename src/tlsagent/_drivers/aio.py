@@ -33,7 +33,7 @@ from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried, Secured
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
     import socket
@@ -656,8 +656,7 @@ class AsyncAgent:
         connection = protocol.connection
         if connection.info is None or connection.error is not None:
             raise connection.error or ConnectionLost("the connection closed during the handshake")
-        if self._core.listening():
-            self._core.emit(Secured(dial.plan.key.digest, connection.info))
+        self._core.tell_secured(connection)
 
     async def _transport_socket(self, dial: Dial) -> socket.socket:
         route = dial.plan.key.route

@@ -16,7 +16,7 @@ from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import race_of
 from tlsagent._drivers.sockets import Wire, names_of, new_socket, unix_address, users_socket
 from tlsagent.errors import ConnectionLost
-from tlsagent.events import Connected, Connecting, Secured
+from tlsagent.events import Connected, Connecting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,8 +190,7 @@ class Dialling:
             raise connection.error or ConnectionLost("the connection closed during the handshake")
         if connection.info is not None:
             self.done = True
-            if self._core.listening():
-                self._core.emit(Secured(self.dial.plan.key.digest, connection.info))
+            self._core.tell_secured(connection)
 
     def _start_over(self, connection: Connection) -> None:
         connection.transport.close(connection)
