@@ -10,6 +10,7 @@ import functools
 import re
 import shutil
 import subprocess
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,12 @@ def pki() -> tuple[Issued, Issued, Issued]:
 
 
 def program(name: str) -> str:
-    """Return the path of a program; a missing one fails the test, since nothing else would tell of it."""
-    path = shutil.which(name)
+    """
+    Return the path of a program: beside the interpreter, where the test dependencies put Node, or on PATH.
+
+    A missing one fails the test, since nothing else would tell of it.
+    """
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if path is None:
         pytest.fail(f"the program {name!r} is not on PATH: install it, these tests compare against it", pytrace=False)
     return path

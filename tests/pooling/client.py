@@ -6,7 +6,7 @@ Node's words are put into this library's, and what happens back into Node's, whe
     host, port, path          the URL, which says whom we talk to
     {$undefined} in options   the option is left out
     req.destroy()             the task is cancelled; the caller hears ECONNRESET from Node, CancelledError here
-    'timeout' event           InactivityTimeout
+    'timeout' event           a RequestTimeout
     req.reusedSocket          the request went out on a used connection without having waited in the queue
     sockets[name]             connections in use and attempts; requests[name] those that no attempt is made for
     agent.destroy()           agent.destroy(), and a new Agent with the same options and session store for what follows
@@ -25,10 +25,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.pooling.material import Decoder, Unknown
+from tests.pooling.material import Decoder, PinMismatch, Unknown
 from tests.pooling.server import Board, NodeServer
+
 from tlsagent import AsyncAgent, OptionError, node
-from tlsagent.errors import InactivityTimeout, LocalProtocolError, TLSAgentError
+from tlsagent.errors import LocalProtocolError, RequestTimeout, TLSAgentError
 from tlsagent.events import Event, Reused, SessionTicket
 from tlsagent.node import UNDEFINED
 
@@ -71,6 +72,7 @@ class Play:
         self._requests: dict[str, Request] = {}
         self._snapshots: list[dict[str, Any]] = []
         self._decode = Decoder(files, self._session_of)
+        self._agents: list[AsyncAgent] = []
         self._dead: socket.socket | None = None
         self.failures: list[str] = self._board.failures
 
@@ -78,8 +80,12 @@ class Play:
         """Return what was observed, in the form of the file."""
         for server in self._servers.values():
             await server.listen()
-        self._options = node.agent_options(self._decode(self._scenario["agent"]))
-        self._agents = [AsyncAgent(self._options)]
+        try:
+            self._options = node.agent_options(self._decode(self._scenario["agent"]))
+        except OptionError as error:
+            await self._clear_up()
+            return {"agent_refused": _told(error), "requests": {}, "servers": {}}
+        self._agents.append(AsyncAgent(self._options))
         try:
             for step in self._scenario["steps"]:
                 await getattr(self, f"_{step['op']}")(step)
@@ -217,7 +223,9 @@ class Play:
         forget = agent.on(SessionTicket, trace) if step.get("capture_session") else lambda: None
         request.at_once = True  # what happens before the first suspension did not wait in the queue
         asyncio.get_running_loop().call_soon(lambda: setattr(request, "at_once", False))
-        content = _slow_body(step["body_slow"]) if "body_slow" in step else b"x" * step["body"] if "body" in step else None
+        content = (
+            _slow_body(step["body_slow"]) if "body_slow" in step else b"x" * step["body"] if "body" in step else None
+        )
         try:
             response = await agent.open_stream(
                 method, url, headers=headers, content=content, options=options, trace=trace
@@ -228,7 +236,9 @@ class Play:
         except (OptionError, LocalProtocolError) as error:
             request.seen = {"result": "thrown", "thrown": _told(error)}
         except Exception as error:
-            if isinstance(error, InactivityTimeout):
+            if not isinstance(error, (TLSAgentError, PinMismatch)):
+                self.failures.append(f"{step['id']} failed with {error!r}, which is no error of the library")
+            if isinstance(error, RequestTimeout):
                 request.seen |= {"timeout_events": 1, "first_timeout_ms": request.elapsed()}
             request.ended("error", error=_told(error))
         finally:

@@ -38,7 +38,7 @@ class Unknown(Exception):
 
 
 @functools.cache
-def authority(name: str = "ca1") -> Authority:
+def authority(name: str) -> Authority:
     """Return the authority of a name, made once per process."""
     return Authority()
 
@@ -77,7 +77,7 @@ def _self_signed(names: tuple[str, ...]) -> Credentials:
 def client_credentials(letter: str) -> Credentials:
     """Return the client identity `client-a`, `client-b`, ..."""
     letter = letter.lower()
-    return authority().issue(f"client-{letter}.test", client=True, common_name=f"client-{letter}")
+    return authority("ca1").issue(f"client-{letter}.test", client=True, common_name=f"client-{letter}")
 
 
 def common_name(der: bytes | None) -> str | None:

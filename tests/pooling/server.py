@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.pooling.material import Unknown, authority, common_name, server_credentials
+
 from tlsagent.testing import ClientHello, Credentials
 from tlsagent.testing._tls import StdlibTLS, TLSFailure
 

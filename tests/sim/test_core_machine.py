@@ -22,7 +22,7 @@ from tlsagent._connection import Connection
 from tlsagent._core import AgentCore
 from tlsagent._exchange import Exchange
 from tlsagent._pool import Pool
-from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
+from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError
 from tlsagent.events import Retried
 from tlsagent.testing.simulation import Network, Reply, SimulatedServer, SimulatedStream, Simulation
 
@@ -182,7 +182,7 @@ class CoreMachine(RuleBasedStateMachine):
     def read(self, pick):
         streams = [h.response for h in self.handles if isinstance(h.response, SimulatedStream)]
         if streams:
-            with contextlib.suppress(RequestError):  # what became of the body is not this machine's question
+            with contextlib.suppress(TLSAgentError):  # what became of the body is not this machine's question
                 streams[pick % len(streams)].read()
 
     def preconnect(self, host):

@@ -38,7 +38,8 @@ def sync() -> None:
     ) as agent:
         assert_type(agent, Agent)
         assert_type(agent.options, AgentOptions)
-        response = agent.request("GET", "https://localhost/", headers={"accept": "*/*"}, options={"servername": "a.test"})
+        options = {"servername": "a.test"}
+        response = agent.request("GET", "https://localhost/", headers={"accept": "*/*"}, options=options)
         assert_type(response, Response)
         assert_type(response.status, int)
         assert_type(response.headers, Headers)
@@ -48,7 +49,8 @@ def sync() -> None:
         assert_type(response.connection, ConnectionInfo)
         assert_type(response.timings, Timings)
         assert_type(response.json(), Any)
-        with agent.stream("POST", "https://localhost/", content=iter([b"a"]), headers=[("a", "1"), ("a", "2")]) as stream:
+        headers = [("a", "1"), ("a", "2")]
+        with agent.stream("POST", "https://localhost/", content=iter([b"a"]), headers=headers) as stream:
             assert_type(stream, StreamResponse)
             for chunk in stream.iter_bytes():
                 assert_type(chunk, bytes)

@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from tls_peer import (
     DAY,
     DH_1024,
@@ -258,6 +258,26 @@ def test_key_that_is_too_small_for_the_security_level():
     with pytest.raises(OptionError) as caught:
         secure_context(**PLAIN | options)
     assert caught.value.code == "ERR_SSL_EE_KEY_TOO_SMALL"
+
+
+def test_a_key_that_only_openssl_can_reach():
+    """
+    A key given as OpenSSL's own object, as one in hardware is, serves; one of another certificate is refused.
+    """
+    client, other = pki().client, issue("other", pki().root)
+    [known] = _material.private_keys(client.key_pem, None)
+    chains = _material.certificate_chains(client.cert_pem)
+
+    def made(pem):
+        key = _material.PrivateKey(crypto.load_privatekey(crypto.FILETYPE_PEM, pem), known.spki_digest)
+        return secure_context(**PLAIN | {"ca": pki().anchors(), "chains": chains, "keys": (key,)})
+
+    with pytest.raises(OptionError) as caught:
+        made(other.key_pem)
+    assert caught.value.code == "ERR_OSSL_X509_KEY_VALUES_MISMATCH"
+    secure_context.cache_clear()
+    link = connect(made(client.key_pem), server_context(client_ca=pki().root))
+    assert link.server.tls.getpeercert(binary_form=True) == client.der
 
 
 # --- What is negotiated -------------------------------------------------------------------------------------------

@@ -535,3 +535,15 @@ def test_base64_body_without_line_breaks_is_read(two):
     text = b"-----BEGIN CERTIFICATE-----" + base64.b64encode(der(two[0])) + b"-----END CERTIFICATE-----"
 
     assert trust_anchors(text) == trust_anchors(der(two[0]))
+
+
+def test_a_key_in_a_token_needs_a_provider():
+    """
+    The URI of a key in hardware is handed to OpenSSL, which without a provider does not find it; the message says how.
+    """
+    uri = b"-----BEGIN PKCS#11 PROVIDER URI-----\nMA==\n-----END PKCS#11 PROVIDER URI-----\n"
+
+    with pytest.raises(OptionError, match="OPENSSL_CONF") as caught:
+        private_keys(uri, None)
+
+    assert caught.value.code == "ERR_OSSL_UNSUPPORTED"

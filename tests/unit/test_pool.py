@@ -688,7 +688,7 @@ def test_next_deadline_is_the_earlier_of_queue_and_idle():
 
 
 def test_a_hint_shortens_the_time_of_one_connection():
-    """`idle_for` counts where it is less than `free_socket_timeout`, for the connection it was said of, until its next release."""
+    """`idle_for` counts where it is less than `free_socket_timeout`, for one connection, until its next release."""
     pool = Pool[str](free_socket_timeout=60.0)
     one, two = lease(pool, "1"), lease(pool, "2")
     pool.release(two, 0.0, reusable=True, idle_for=90.0)

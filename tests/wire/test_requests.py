@@ -407,7 +407,7 @@ def test_slow_reader_holds_the_server_back(open_agent, open_peer):
         received = sum(map(len, response.iter_bytes()))
 
     assert held_at < total // 2  # what the two kernels' buffers take, and our 256 KiB
-    assert received == sent == total
+    assert received == total
     assert agent.request("GET", peer.url).reused
 
 

@@ -49,7 +49,8 @@ _NEEDED: Final = (
     "PEM_read_bio_DHparams",
     "SSL_CIPHER_get_name", "SSL_CTX_get0_param", "SSL_CTX_set1_curves_list", "SSL_CTX_set1_sigalgs_list",
     "SSL_CTX_set_cert_store", "SSL_CTX_set_msg_callback", "SSL_CTX_set_psk_client_callback", "SSL_CTX_set_tmp_dh",
-    "SSL_CTX_set_verify", "SSL_ERROR_WANT_READ", "SSL_ERROR_ZERO_RETURN", "SSL_MODE_AUTO_RETRY",
+    "SSL_CTX_set_verify", "SSL_CTX_use_PrivateKey",
+    "SSL_ERROR_WANT_READ", "SSL_ERROR_ZERO_RETURN", "SSL_MODE_AUTO_RETRY",
     "SSL_MODE_ENABLE_PARTIAL_WRITE",
     "SSL_RECEIVED_SHUTDOWN", "SSL_SENT_SHUTDOWN", "SSL_SESSION_free", "SSL_SESSION_get_max_early_data",
     "SSL_VERIFY_FAIL_IF_NO_PEER_CERT", "SSL_VERIFY_NONE", "SSL_VERIFY_PEER", "SSL_clear_mode", "SSL_do_handshake",
@@ -289,6 +290,11 @@ def share_store(context: SSL.Context, store: crypto.X509Store) -> None:
 
 
 # --- Contexts -----------------------------------------------------------------------------------------------------
+
+
+def use_private_key(context: SSL.Context, key: crypto.PKey) -> bool:
+    """Use a key that only OpenSSL can reach; False if it does not belong to the certificate set before."""
+    return _done(_lib.SSL_CTX_use_PrivateKey(context._context, key._pkey))
 
 
 def set_groups(context: SSL.Context, names: str) -> bool:

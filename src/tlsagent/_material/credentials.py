@@ -74,7 +74,7 @@ class CertificateChain:
 class PrivateKey:
     """One item of option `key`. It is compared by its public half, so it can stand in a pool key."""
 
-    key: SigningKey = field(compare=False)
+    key: SigningKey | crypto.PKey = field(compare=False)  # PKey: OpenSSL's own object, for a key in hardware
     spki_digest: bytes
 
     def __repr__(self) -> str:
@@ -292,6 +292,8 @@ class _PassphraseNeeded(Exception):
 
 
 def _private_key(data: bytes, passphrase: bytes | None) -> PrivateKey:
+    if _PROVIDER_URI in data:
+        return _provider_key(data)
     load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
     try:
         key = load(data, passphrase)
@@ -306,6 +308,23 @@ def _private_key(data: bytes, passphrase: bytes | None) -> PrivateKey:
     if not isinstance(key, SigningKey):
         raise _unusable_key()
     return PrivateKey(key, _spki_digest(key.public_key()))
+
+
+# How pkcs11-provider writes the URI of a key that never leaves its token (RFC 7512).
+_PROVIDER_URI: Final = b"-----BEGIN PKCS#11 PROVIDER URI-----"
+
+
+def _provider_key(data: bytes) -> PrivateKey:
+    try:
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, data)
+        spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, key)
+    except crypto.Error as exc:
+        raise OptionError(
+            "`key` names a key in a PKCS#11 token, and no OpenSSL provider finds it: have OPENSSL_CONF load "
+            "pkcs11-provider before Python starts",
+            code="ERR_OSSL_UNSUPPORTED",
+        ) from exc
+    return PrivateKey(key, hashlib.sha256(spki).digest())
 
 
 def _unusable_key() -> OptionError:

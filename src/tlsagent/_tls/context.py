@@ -301,11 +301,18 @@ def _set_identity(context: SSL.Context, chains: tuple[CertificateChain, ...], ke
         key = owned.get(_spki_digest(chain.leaf))
         if key is not None:
             context.use_certificate(chain.leaf)
-            context.use_privatekey(key.key)
+            _use_key(context, key)
             extra.update(dict.fromkeys(chain.extra))
     # OpenSSL keeps one pool of intermediates for all leaves here. Peers sort out those that are not theirs.
     for certificate in extra:
         context.add_extra_chain_cert(certificate)
+
+
+def _use_key(context: SSL.Context, key: PrivateKey) -> None:
+    if not isinstance(key.key, crypto.PKey):
+        context.use_privatekey(key.key)
+    elif not binding.use_private_key(context, key.key):
+        raise OptionError("OpenSSL refuses `key` beside this `cert`", code="ERR_OSSL_X509_KEY_VALUES_MISMATCH")
 
 
 def _spki_digest(certificate: x509.Certificate) -> bytes:

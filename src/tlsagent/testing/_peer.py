@@ -220,6 +220,7 @@ class Peer:
         request = self.outstanding
         if request is None or self.ending is not None:
             return
+        self._thinking = None
         http = self._http
         fields = [*reply.headers, *([("connection", "close")] if reply.close else ())]
         if reply.chunked or reply.trailers:
