@@ -8,13 +8,12 @@ belongs to whoever holds its lease; it takes no locks.
 
 from __future__ import annotations
 
-import functools
 import math
-import sys
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine
+from tlsagent._tls.listeners import stderr_tracer
 from tlsagent._tls.verify import check_server_identity
 from tlsagent.errors import ConnectionLost, HandshakeError, InactivityTimeout, RequestError, TLSAgentError, quoted
 
@@ -232,7 +231,7 @@ class Connection:
             pins=identity.pins,
             request_ocsp=identity.request_ocsp,
             psk_callback=identity.psk_callback,
-            trace=functools.partial(_trace, id) if plan.key.route.enable_trace else None,
+            trace=stderr_tracer(plan.key.digest) if plan.key.route.enable_trace else None,
             wall_offset=wall - now,
         )
         self.info: ConnectionInfo | None = None
@@ -502,10 +501,6 @@ def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:
         f'the server {what} by ALPN, and a request needs HTTP/1.1: have alpn_protocols offer only "http/1.1"',
         code="ERR_TLSAGENT_ALPN",
     )
-
-
-def _trace(connection_id: int, line: str) -> None:
-    sys.stderr.write(f"tlsagent connection {connection_id}: {line}\n")
 
 
 def _os_code(error: OSError) -> str:

@@ -25,7 +25,17 @@ from tlsagent._exchange import Exchange
 from tlsagent._http.engines import http1_engine
 from tlsagent._http.messages import request_head, trailer_fields
 from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
-from tlsagent._options import DEFAULTS, UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts, Unset, build
+from tlsagent._options import (
+    DEFAULTS,
+    UNSET,
+    AgentOptions,
+    ConnectionOptions,
+    Http1Options,
+    Timeouts,
+    Unset,
+    build,
+    warn_of_server_options,
+)
 from tlsagent._pool import Connect, Effect, Lease, Pool, Ticket
 from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally
@@ -177,6 +187,8 @@ class AgentCore:
         return known
 
     def _make_plan(self, authority: str, special: ConnectionOptions | None) -> Plan:
+        if special is not None:
+            warn_of_server_options(special)
         said = self._said if special is None else special.merged_over(self._said)
         return plan_for(parse_authority(authority), said, context_for)
 
@@ -190,6 +202,7 @@ class AgentCore:
     ) -> Dial:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
         special = said if below is None else said.merged_over(below)
+        warn_of_server_options(special)
         plan = plan_for(origin_of(host, port), special.merged_over(self._said), context_for)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 

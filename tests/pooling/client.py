@@ -53,7 +53,6 @@ class Request:
         self.session: bytes | None = None
         self.at_once = False
         self.response: Any = None
-        self.attempts = 1
 
     def ended(self, result: str, **facts: Any) -> None:
         self.seen |= {"result": result, **facts, "elapsed_ms": self.elapsed()}
@@ -103,7 +102,11 @@ class Play:
             "final": final,
             "uncaught": [],
             "max_concurrent_all": self._board.max_concurrent,
-            "attempts": {name: request.attempts for name, request in self._requests.items()},
+            "pending_ms": {
+                name: request.elapsed()
+                for name, request in self._requests.items()
+                if request.seen["result"] == "pending"
+            },
         }
 
     async def _clear_up(self) -> None:
@@ -255,7 +258,6 @@ class Play:
             "authorization_error": connection.authorization_error,
             "alpn": connection.alpn_protocol or False,
         }
-        request.attempts = response.attempts
         if keep:
             request.response = response
             request.ended("response")

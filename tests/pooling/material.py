@@ -131,8 +131,8 @@ class Decoder:
     """
     Values of one scenario.
 
-    Each `$check` becomes a function of its own, as it does in Node: none of these requests may share. A `$lookup` of one
-    address is one function, however often it is named: there it is a means, not the matter.
+    Each `$check` becomes a function of its own, as it does in Node: none of these requests may share. A `$lookup` of
+    one address is one function, however often it is named: there it is a means, not the matter.
     """
 
     def __init__(self, files: Mapping[str, Any], session: Callable[[str], bytes]) -> None:

@@ -1,8 +1,8 @@
 """
 What of a difference from Node is meant: a table of rules about options and situations, never about one scenario.
 
-A rule explains a difference if its situation is there and the difference is of a shape that the situation can cause. Its
-source is a row of section h of the notes on Node ("fix rather than mirror"), another section of them where Node's own
+A rule explains a difference if its situation is there and the difference is of a shape that the situation can cause.
+Its source is a row of section h of the notes on Node ("fix rather than mirror"), another section of them where Node's own
 bookkeeping is what differs, a line of `SUPPORT` (which must say the words that the rule counts on), or the contract of
 the public face. `do_not_mirror` of a scenario comes last: it explains what no rule does, if it holds for Node 26.
 
@@ -101,7 +101,7 @@ def _facts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     elif path == ("snapshots",):
         for at, item in enumerate(value):
             yield from _facts({k: v for k, v in item.items() if k != "label"}, (*path, f"{at} {item['label']}"))
-    elif path[:1] not in (("uncaught",), ("attempts",)):
+    elif path[:1] not in (("uncaught",), ("pending_ms",)):
         yield path, value
 
 
@@ -290,8 +290,8 @@ _DEFAULTS: Final = {
 _SPLIT_IN_VAIN: Final = frozenset({"honorCipherOrder", "dhparam"})
 _NOT_IN_NODES_KEY: Final = frozenset(
     {
-        "secureContext", "allowPartialTrustChain", "ALPNProtocols", "lookup", "minDHSize", "session", "pskCallback",
-        "localPort", "requestOCSP",
+        "secureContext", "allowPartialTrustChain", "ALPNProtocols", "lookup", "minDHSize", "pskCallback", "localPort",
+        "requestOCSP",
     }
 )  # fmt: skip
 
@@ -314,11 +314,15 @@ def _ca_names(ca: Any) -> list[str]:
 
 
 def _not_in_nodes_key(case: Case, difference: Difference) -> bool:
-    told = [
-        repr({k: v for k, v in case.options(name).items() if k in _NOT_IN_NODES_KEY or (k, v) == ("servername", "")})
+    told = {
+        name: {k: v for k, v in case.options(name).items() if k in _NOT_IN_NODES_KEY or (k, v) == ("servername", "")}
         for name in case.starts
-    ]
-    return len(set(told)) > 1 and difference.shape in {*SHARING, "outcome", "tls_errors"}
+    }
+    if len(set(map(repr, told.values()))) < 2:
+        return False
+    if difference.shape == "outcome":  # it went elsewhere, or was verified by others: it may fail
+        return bool(told[difference.path[1]]) and case.here["requests"][difference.path[1]]["result"] == "error"
+    return difference.shape in {*SHARING, "tls_errors"}
 
 
 def _own_check(case: Case, difference: Difference) -> bool:
@@ -328,13 +332,17 @@ def _own_check(case: Case, difference: Difference) -> bool:
 
 
 def _request_over_agent(case: Case, difference: Difference) -> bool:
-    contested = any(case.agent.keys() & case.options(name).keys() - {"timeout"} for name in case.starts)
-    return contested and difference.shape in {*SHARING, "outcome", "tls_errors"}
+    contested = [name for name in case.starts if case.agent.keys() & case.options(name).keys() - {"timeout"}]
+    if difference.shape == "outcome":
+        return difference.request in contested
+    return bool(contested) and difference.shape in {*SHARING, "tls_errors"}
 
 
 def _host_header(case: Case, difference: Difference) -> bool:
-    given = any(name.lower() == "host" for request in case.starts for name in case.options(request).get("headers", {}))
-    return given and difference.shape in {*SHARING, "outcome", "tls_errors"}
+    given = [r for r in case.starts if any(name.lower() == "host" for name in case.options(r).get("headers", {}))]
+    if difference.shape == "outcome":
+        return difference.request in given
+    return bool(given) and difference.shape in {*SHARING, "tls_errors"}
 
 
 # --- Sessions and verification ----------------------------------------------------------------------------------------
@@ -449,7 +457,7 @@ RULES: Final = (
     Rule("section d.9", "an aborted request leaves the queue at once, and is not counted", _aborted_in_queue),
     Rule("section d.2", "options that are refused leave no empty name behind", _thrown_leaves_a_name),
     Rule("api.md, reused", "a connection that served no request yet is not reused", _idle_but_unused),
-    Rule("section c, needless splitting", "options that say the default share with those that do not", _defaults_spelt_out),
+    Rule("section c, needless splitting", "options that say the default share with silent ones", _defaults_spelt_out),
     Rule("section h, key", "what decides whom we trust and where bytes go is in the key", _not_in_nodes_key),
     Rule(
         "SUPPORT checkServerIdentity", "connections and sessions with a check of their own are kept, apart from others",
@@ -457,7 +465,7 @@ RULES: Final = (
     ),
     Rule("section h, agent options override", "the request's options win", _request_over_agent),
     Rule("section h, Host header", "the URL's host decides SNI and verified name", _host_header),
-    Rule("section h, session cache", "errors of the transport evict no session; least recently used goes", _session_kept),
+    Rule("section h, session cache", "a broken transport evicts no session; the least recently used goes", _session_kept),
     Rule("section h, one ticket per key", "a ticket of TLS 1.3 is offered once", _ticket_used_once),
     Rule("section h, no identity check on resumption", "not authorised stays so on resumption", _unauthorized_stays_so),
     Rule("section h, CN fallback", "RFC 9525: no common name, no partial wildcard", _stricter_names),
@@ -493,7 +501,22 @@ def _explanation(case: Case, difference: Difference) -> str | None:
 
 def broken(case: Case) -> list[str]:
     """Return what is wrong whatever Node does: limits exceeded, requests that hang, responses that went astray."""
-    found = list(case.failures)
+    found = [*case.failures, *_overdue(case), *_beyond_limits(case)]
+    return list(dict.fromkeys(found))
+
+
+def _overdue(case: Case) -> Iterator[str]:
+    """Requests that outlived their `timeout`; the queue is not counted, so there must be none."""
+    if case.here.get("final", {}).get("pending"):
+        return
+    for name, waited in case.here.get("pending_ms", {}).items():
+        limit = case.timeout_of(name)
+        if limit and waited > limit + TOLERANCE:
+            yield f"{name} is still pending after {waited} ms, its timeout is {limit} ms"
+
+
+def _beyond_limits(case: Case) -> list[str]:
+    found = []
     total = case.agent.get("maxTotalSockets")
     if isinstance(total, int) and case.here.get("max_concurrent_all", 0) > total:
         found.append(f"{case.here['max_concurrent_all']} connections were open at once, maxTotalSockets is {total}")

@@ -4,8 +4,8 @@ The servers of a scenario: HTTP/1.1 over TLS as Node's server would speak it, wi
 TLS is the standard library's, in the loop of the replay; HTTP is read and written by hand here, so that a client's
 mistake meets no library of the client's own. What a server saw is kept in `Record`s: the other side of the wire.
 
-The query of a request: delay, status, conn, ka, chunked, eof, trunc, double, poison, end_after, rst_after, destroy, rst,
-early; `meta.server` of the file says what each does.
+The query of a request: delay, status, conn, ka, chunked, eof, trunc, double, poison, end_after, rst_after, destroy,
+rst, early; `meta.server` of the file says what each does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -281,10 +282,6 @@ class _Link(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    def _later(self, milliseconds: str, do: Any, *arguments: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self._laters.append(loop.call_later(int(milliseconds) / 1000, do, *arguments))
-
     # --- HTTP ---
 
     async def _serve_h2(self) -> None:
@@ -303,25 +300,22 @@ class _Link(asyncio.Protocol):
 
     async def _answer(self, method: str, target: str, headers: dict[str, str]) -> bool:
         """Serve one request; False if the connection goes no further."""
-        assert self._record is not None
         query = dict(parse_qsl(urlsplit(target).query))
         if unknown := query.keys() - _KNOWN_QUERY:
             raise Unknown(f"a request with {', '.join(sorted(unknown))}")
-        name = query["id"]
-        for order in (self._record.requests, self._server.order, self._server.board.order):
-            order.append(name)
+        if "id" not in query:  # no request of the scenario: HTTP/2's preface, say
+            self._send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            self._end()
+            return False
+        self._note(query["id"])
         if "early" not in query:
             await self._body(headers)
         if "delay" in query:
             await asyncio.sleep(int(query["delay"]) / 1000)
-        if "destroy" in query:
-            self.transport.abort()
+        if "destroy" in query or "rst" in query:
+            (self._reset if "rst" in query else self.transport.abort)()
             return False
-        if "rst" in query:
-            self._reset()
-            return False
-        wants_close = headers.get("connection", "").lower() == "close"
-        closes = wants_close or query.get("conn") == "close" or "eof" in query
+        closes = headers.get("connection", "").lower() == "close" or query.get("conn") == "close" or "eof" in query
         self._send(_response(method, query, self._report(headers), closes))
         if "trunc" in query:
             self.transport.close()
@@ -331,12 +325,19 @@ class _Link(asyncio.Protocol):
             return False
         if "early" in query:
             await self._body(headers)
-        for kind, do in (("end_after", self._end), ("rst_after", self._reset)):
-            if kind in query:
-                self._later(query[kind], do)
-        if "poison" in query:
-            self._later(query["poison"], self._send, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
+        self._trouble_later(query)
         return True
+
+    def _note(self, name: str) -> None:
+        assert self._record is not None
+        for order in (self._record.requests, self._server.order, self._server.board.order):
+            order.append(name)
+
+    def _trouble_later(self, query: dict[str, str]) -> None:
+        unasked = functools.partial(self._send, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
+        for kind, do in (("end_after", self._end), ("rst_after", self._reset), ("poison", unasked)):
+            if kind in query:
+                self._laters.append(asyncio.get_running_loop().call_later(int(query[kind]) / 1000, do))
 
     def _report(self, headers: dict[str, str]) -> bytes:
         record = self._record

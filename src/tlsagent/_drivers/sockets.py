@@ -47,7 +47,7 @@ def _keep_alive(sock: socket.socket, delay: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # macOS has the same option under another name.
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
-    if idle is not None:
+    if idle is not None and delay > 0:
         sock.setsockopt(socket.IPPROTO_TCP, idle, max(1, math.ceil(delay)))
 
 
