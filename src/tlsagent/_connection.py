@@ -159,7 +159,7 @@ class Connection:
         error: Why it died, if an error says so.
         idle_for: Seconds it may be idle by the peer's word, infinity if it gave none.
         bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
-        dial_timings: Seconds that lookup, connect and handshake took.
+        dialled_at, dial_timings: When its dial began, and the seconds that lookup, connect and handshake took.
         timer: The agent's; opaque here.
         transport: The driver's; opaque here.
     """
@@ -178,6 +178,7 @@ class Connection:
         "bytes_sent",
         "dead",
         "dial_timings",
+        "dialled_at",
         "ended",
         "error",
         "exchange",
@@ -205,6 +206,7 @@ class Connection:
         raw: RawSink | None,
         addresses: tuple[object, object],
         dial_timings: dict[str, float],
+        dialled_at: float,
         limits: SocketLimits,
     ) -> None:
         identity = plan.key.identity
@@ -242,6 +244,7 @@ class Connection:
         self.dead: str | None = None
         self.error: RequestError | None = None
         self.dial_timings = dial_timings
+        self.dialled_at = dialled_at
         self.bytes_sent = 0
         self.bytes_received = 0
         self.session_offered = self._engine.offered_session

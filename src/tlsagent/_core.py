@@ -243,7 +243,7 @@ class AgentCore:
             exchange.why_not_reused = None
             if self.heard or exchange.trace is not None:
                 self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
-        elif connection.info.opened_at - sum(connection.dial_timings.values()) >= exchange.created_at:
+        elif connection.dialled_at >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
         connection.start(exchange, now)
 
@@ -340,6 +340,7 @@ class AgentCore:
             raw=raw,
             addresses=addresses,
             dial_timings=dial.timings,
+            dialled_at=dial.begun_at,
             limits=self._socket_limits,
         )
         self._tally.opened(connection)

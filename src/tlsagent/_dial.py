@@ -43,6 +43,7 @@ class Dial:
         plan: For whom.
         attempt: The pool's, or None for a connection outside the pool.
         timings: Seconds by phase, filled as phases end.
+        begun_at: When its first phase began, infinity before that.
         deadline: When the present phase is overdue.
         without_session: Whether to offer no TLS session: the peer has refused one.
         on_done: Told the connection or the error at the end, by drivers that wait for one.
@@ -52,6 +53,7 @@ class Dial:
         "_entered_at",
         "_timeouts",
         "attempt",
+        "begun_at",
         "deadline",
         "on_done",
         "phase",
@@ -65,6 +67,7 @@ class Dial:
         self.attempt = attempt
         self.phase: Phase | None = None
         self.timings: dict[str, float] = {}
+        self.begun_at = math.inf
         self.deadline = math.inf
         self.without_session = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
@@ -73,6 +76,7 @@ class Dial:
 
     def enter(self, phase: Phase | None, now: float) -> None:
         """Begin a phase, which ends the one before; None ends the last."""
+        self.begun_at = min(self.begun_at, now)
         if self.phase is not None:
             self.timings[self.phase] = self.timings.get(self.phase, 0.0) + now - self._entered_at
         self.phase = phase

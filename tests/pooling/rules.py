@@ -2,9 +2,9 @@
 What of a difference from Node is meant: a table of rules about options and situations, never about one scenario.
 
 A rule explains a difference if its situation is there and the difference is of a shape that the situation can cause.
-Its source is a row of section h of the notes on Node ("fix rather than mirror"), another section of them where Node's own
-bookkeeping is what differs, a line of `SUPPORT` (which must say the words that the rule counts on), or the contract of
-the public face. `do_not_mirror` of a scenario comes last: it explains what no rule does, if it holds for Node 26.
+Its source is a row of section h of the notes on Node ("fix rather than mirror"), another section of them where Node's
+own bookkeeping is what differs, a line of `SUPPORT` (which must say the words that the rule counts on), or the contract
+of the public face. `do_not_mirror` of a scenario comes last: it explains what no rule does, if it holds for Node 26.
 
 Before any of this `broken` looks for what nothing excuses.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+from tlsagent._identity import KEY_TABLE
 from tlsagent.node import SUPPORT
 
 TOLERANCE: Final = 100
@@ -152,6 +153,11 @@ class Case:
         told = seen.get("error") or seen.get("thrown")
         return told["code"] if told else None
 
+    def result(self, request: str) -> str | None:
+        """How a request ended here."""
+        result: str | None = self.here["requests"].get(request, {}).get("result")
+        return result
+
     def served_twice(self, request: str) -> bool:
         return any(server["order"].count(request) > 1 for server in self.here["servers"].values())
 
@@ -176,18 +182,21 @@ class Rule:
         source: Where it is decided.
         why: What is done here instead.
         explains: Whether it explains a difference.
-        support: A line of `SUPPORT` and words it must contain.
+        says: A line of `SUPPORT` or of the table of the pool key, and words it must contain.
     """
 
     source: str
     why: str
     explains: Callable[[Case, Difference], bool]
-    support: tuple[str, str] | None = None
+    says: tuple[str, str] | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether `SUPPORT` says what the rule counts on."""
-        return self.support is None or self.support[1] in SUPPORT[self.support[0]].why
+        """Whether the library's own tables say what the rule counts on."""
+        if self.says is None:
+            return True
+        name, words = self.says
+        return words in (SUPPORT[name].why if name in SUPPORT else KEY_TABLE[name].why)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.why}"
@@ -211,7 +220,8 @@ def _timeout_is_an_error(case: Case, difference: Difference) -> bool:
 
 def _late_by_one_period(case: Case, difference: Difference) -> bool:
     name = difference.request
-    if name is None or difference.path[-1] not in ("first_timeout_ms", "elapsed_ms") or difference.here is MISSING:
+    told = difference.path[-1] in ("first_timeout_ms", "elapsed_ms")
+    if name is None or not told or MISSING in (difference.node, difference.here):
         return False
     limit = case.timeout_of(name) or 0
     in_time = abs(difference.here - limit) <= TOLERANCE and abs(difference.node - 2 * limit) <= TOLERANCE
@@ -272,10 +282,20 @@ def _thrown_leaves_a_name(case: Case, difference: Difference) -> bool:
     return 0 < difference.node - difference.here <= len(thrown)
 
 
+def _unread_holds_nothing(case: Case, difference: Difference) -> bool:
+    unread = [name for name, step in case.starts.items() if step.get("no_read")]
+    if difference.request is not None and difference.shape == "outcome":
+        return (
+            difference.request not in unread
+            and case.node["requests"].get(difference.request, {}).get("result") == "pending"
+        )
+    return bool(unread) and difference.shape in {*SHARING, "pending"}
+
+
 def _idle_but_unused(case: Case, difference: Difference) -> bool:
     if difference.path[-1] != "reused_socket" or difference.node is not True or difference.here is not False:
         return False
-    return bool(case.here["requests"][difference.path[1]].get("nth_on_conn") == 1) and bool(case.did("abort"))
+    return case.here["requests"][difference.path[1]].get("nth_on_conn") == 1 and bool(case.did("abort"))
 
 
 # --- What is shared ---------------------------------------------------------------------------------------------------
@@ -321,14 +341,15 @@ def _not_in_nodes_key(case: Case, difference: Difference) -> bool:
     if len(set(map(repr, told.values()))) < 2:
         return False
     if difference.shape == "outcome":  # it went elsewhere, or was verified by others: it may fail
-        return bool(told[difference.path[1]]) and case.here["requests"][difference.path[1]]["result"] == "error"
+        return bool(told.get(difference.path[1])) and case.result(difference.path[1]) == "error"
     return difference.shape in {*SHARING, "tls_errors"}
 
 
 def _own_check(case: Case, difference: Difference) -> bool:
     own = any("checkServerIdentity" in case.options(name) for name in case.starts)
+    nodes = any(case.options(name).get("checkServerIdentity") == {"$check": "default"} for name in case.starts)
     stays_open = difference.path[-1] in ("max_concurrent", "max_concurrent_all")
-    return own and (difference.shape in ("count", "sessions") or stays_open)
+    return own and (difference.shape in ("count", "sessions") or stays_open or (nodes and difference.shape in SHARING))
 
 
 def _request_over_agent(case: Case, difference: Difference) -> bool:
@@ -353,7 +374,8 @@ def _session_kept(case: Case, difference: Difference) -> bool:
     if MISSING in (difference.node, difference.here):
         return False
     lost = any(seen.get("result") in ("error", "response error") for seen in case.node["requests"].values())
-    if not (lost or "maxCachedSessions" in case.agent):
+    kept = case.agent.get("maxCachedSessions", 100)
+    if not kept or not (lost or len(case.origins) > kept):
         return False
     if difference.shape == "resumption":
         return difference.here is True
@@ -364,6 +386,13 @@ def _ticket_used_once(case: Case, difference: Difference) -> bool:
     """Node resumed where we do not: it offers one ticket of TLS 1.3 many times."""
     crowded = any(server["max_concurrent"] > 2 for server in case.node["servers"].values())
     return crowded and difference.shape in ("resumption", "sessions") and difference.here in (False, 0)
+
+
+def _resumed_by_another_way(case: Case, difference: Difference) -> bool:
+    ways = {repr([case.options(r).get(name) for name in ("family", "localAddress", "localPort")]) for r in case.starts}
+    if len(ways) < 2 or difference.shape not in ("resumption", "sessions", "sni"):
+        return False
+    return difference.shape != "resumption" or difference.here is True
 
 
 def _unauthorized_stays_so(case: Case, difference: Difference) -> bool:
@@ -382,7 +411,7 @@ def _stricter_names(case: Case, difference: Difference) -> bool:
 
 def _refused_in_the_handshake(case: Case, difference: Difference) -> bool:
     refused = [name for name, seen in case.node["requests"].items() if seen.get("result") == "error"]
-    in_both = [name for name in refused if case.here["requests"].get(name, {}).get("result") == "error"]
+    in_both = [name for name in refused if case.result(name) == "error"]
     counts = difference.path[-1] in ("tls_errors", "connections", "max_concurrent", "max_concurrent_all")
     return bool(in_both) and (counts or difference.path[2:3] == ("conns",)) and _no_request_in(case, difference)
 
@@ -391,7 +420,9 @@ def _no_request_in(case: Case, difference: Difference) -> bool:
     """Whether a connection that only one of the two has carried no request."""
     if difference.path[2:3] != ("conns",):
         return True
-    conns = [*case.node["servers"][difference.path[1]]["conns"], *case.here["servers"][difference.path[1]]["conns"]]
+    conns = [
+        conn for seen in (case.node, case.here) for conn in seen["servers"].get(difference.path[1], {}).get("conns", ())
+    ]
     return any(str(conn["conn"]) == difference.path[3] and not conn["requests"] for conn in conns)
 
 
@@ -456,6 +487,7 @@ RULES: Final = (
     ),
     Rule("section d.9", "an aborted request leaves the queue at once, and is not counted", _aborted_in_queue),
     Rule("section d.2", "options that are refused leave no empty name behind", _thrown_leaves_a_name),
+    Rule("section d.3", "a body that has arrived holds no connection, read or not", _unread_holds_nothing),
     Rule("api.md, reused", "a connection that served no request yet is not reused", _idle_but_unused),
     Rule("section c, needless splitting", "options that say the default share with silent ones", _defaults_spelt_out),
     Rule("section h, key", "what decides whom we trust and where bytes go is in the key", _not_in_nodes_key),
@@ -465,8 +497,12 @@ RULES: Final = (
     ),
     Rule("section h, agent options override", "the request's options win", _request_over_agent),
     Rule("section h, Host header", "the URL's host decides SNI and verified name", _host_header),
-    Rule("section h, session cache", "a broken transport evicts no session; the least recently used goes", _session_kept),
+    Rule("section h, session cache", "broken transports evict no session; the least recently used goes", _session_kept),
     Rule("section h, one ticket per key", "a ticket of TLS 1.3 is offered once", _ticket_used_once),
+    Rule(
+        "key table, family and local_address", "sessions are shared whatever way the bytes take",
+        _resumed_by_another_way, ("local_address", "sessions are shared"),
+    ),
     Rule("section h, no identity check on resumption", "not authorised stays so on resumption", _unauthorized_stays_so),
     Rule("section h, CN fallback", "RFC 9525: no common name, no partial wildcard", _stricter_names),
     Rule("section f", "a refused certificate is told to the server by an alert", _refused_in_the_handshake),

@@ -75,7 +75,6 @@ class _Protocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.handshake = self._agent._loop.create_future()
-        self.flush()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         return self._buffer
@@ -636,6 +635,9 @@ class AsyncAgent:
         protocol = _Protocol(self, connection, sock)
         try:
             await self._loop.create_connection(lambda: protocol, sock=sock)
+            # Not in connection_made: if the peer has reset already, uvloop would close the descriptor before it has
+            # taken over the socket, whose number by then may be another's.
+            protocol.flush()
             await self._handshake(dial, protocol)
         except BaseException as error:
             connection.abort("handshake")

@@ -8,35 +8,41 @@ Two vocabularies meet here: the keywords of `Server`, and the server-side meanin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from OpenSSL import crypto
 
-from tlsagent._options import ConnectionOptions, build
+from tlsagent._identity import unlocked, unlocked_pfx
+from tlsagent._options import UNSET, ConnectionOptions, build, protocol_range
+from tlsagent._tls.context import SecureContext
 from tlsagent.errors import OptionError
 from tlsagent.testing._tls import STALL_POINTS
 from tlsagent.testing.authority import Authority, Credentials, default_authority, default_credentials
 
+if TYPE_CHECKING:
+    from tlsagent._material import TrustAnchors
+
 Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
-RequestCert = Literal[False, True, "demand"]
+RequestCert = Literal[False, True, "demand", "any"]
 
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 BESIDE_THE_CONTEXT: Final = frozenset({"stall_at", "refuse_resumption", "drop_without_close_notify"})
-_UNDERSTOOD: Final = frozenset(
-    {
-        "alpn_protocols",
-        "ca",
-        "cert",
-        "ciphers",
-        "key",
-        "max_version",
-        "min_version",
-        "passphrase",
-        "reject_unauthorized",
-    }
+_IN_CONTEXT: Final = frozenset(
+    {"ciphers", "client_ca", "credentials", "ecdh_curve", "max_version", "min_version", "session_id_context"}
 )
+# Options that the floor over pyOpenSSL alone can honour.
+_FOR_OPENSSL: Final = frozenset(
+    {
+        "allow_partial_trust_chain", "crl", "dhparam", "ecdh_curve", "honor_cipher_order", "secure_context",
+        "secure_options", "session_id_context", "sigalgs", "sni_callback",
+    }
+)  # fmt: skip
+_UNDERSTOOD: Final = _FOR_OPENSSL | {
+    "alpn_protocols", "ca", "cert", "ciphers", "key", "max_version", "min_version", "passphrase", "pfx",
+    "reject_unauthorized", "request_cert", "secure_protocol",
+}  # fmt: skip
 
 
 class SettingsDict(TypedDict, total=False):
@@ -49,6 +55,7 @@ class SettingsDict(TypedDict, total=False):
     max_version: Version
     ciphers: str
     ecdh_curve: str | None
+    session_id_context: str | None
     alpn_protocols: tuple[str, ...]
     tickets: int | None
     session_ids: bool
@@ -65,11 +72,12 @@ class ServerSettings:
     Attributes:
         credentials: The certificate it presents.
         request_cert: False asks for no client certificate; True takes one if the client has one; "demand" fails the
-            handshake without one. What comes is verified against `client_ca` in any case.
+            handshake without one. What comes is verified against `client_ca`; "any" takes what does not verify, too.
         client_ca: PEM or DER.
-        ciphers: OpenSSL cipher list for TLS 1.2 and below; None for the library's.
-        ecdh_curve: The one group the server does; one that clients send no key share for ("secp521r1") makes it ask
-            for a second ClientHello (RFC 8446 4.1.4). None for the library's groups.
+        ciphers: OpenSSL cipher list, suites of TLS 1.3 by their `TLS_` names; None for the library's.
+        ecdh_curve: The one group the server does, or several with colons between; one that clients send no key share
+            for ("secp521r1") makes it ask for a second ClientHello (RFC 8446 4.1.4). None for the library's groups.
+        session_id_context: Sessions made under another one are not resumed.
         alpn_protocols: In the server's order of preference; () for a server that does not know ALPN.
         tickets: Session tickets per TLS 1.3 handshake; None is OpenSSL's default of 2. 0 makes every handshake a full
             one, in TLS 1.2 too.
@@ -78,6 +86,7 @@ class ServerSettings:
             message that does not occur in a handshake stalls nothing.
         refuse_resumption: A client that offers a ticket gets a fatal alert, or a closed socket, instead of an answer.
         drop_without_close_notify: The server ends its connections by a bare FIN.
+        options: What the user's options say that ssl cannot honour, canonical; {} for a server that runs on ssl.
     """
 
     credentials: Credentials
@@ -87,15 +96,17 @@ class ServerSettings:
     max_version: Version = "TLSv1.3"
     ciphers: str | None = None
     ecdh_curve: str | None = None
+    session_id_context: str | None = None
     alpn_protocols: tuple[str, ...] = ("http/1.1",)
     tickets: int | None = None
     session_ids: bool = False
     stall_at: str | None = None
     refuse_resumption: Literal["alert", "close"] | None = None
     drop_without_close_notify: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("request_cert", self.request_cert, (False, True, "demand"))
+        _one_of("request_cert", self.request_cert, (False, True, "demand", "any"))
         _one_of("min_version", self.min_version, _VERSIONS)
         _one_of("max_version", self.max_version, _VERSIONS)
         _one_of("stall_at", self.stall_at, (None, *STALL_POINTS))
@@ -104,6 +115,19 @@ class ServerSettings:
             raise OptionError(f"min_version {self.min_version} is above max_version {self.max_version}")
         if self.tickets is not None and self.tickets < 0:
             raise OptionError(f"tickets must be at least 0, not {self.tickets}")
+        if self.needs_openssl and self.tickets:
+            raise OptionError("tickets must be None or 0 beside options that need pyOpenSSL: it cannot count them")
+
+    @property
+    def needs_openssl(self) -> bool:
+        """Whether ssl cannot honour this, and pyOpenSSL can."""
+        return bool(
+            self.options
+            or self.request_cert == "any"
+            or self.session_id_context
+            or "TLS_" in (self.ciphers or "")
+            or ":" in (self.ecdh_curve or "")
+        )
 
 
 def make_settings(
@@ -118,12 +142,21 @@ def make_settings(
 
     Keywords win over options; what neither says comes from the authority, and without one from the default authority.
     """
-    settled: dict[str, Any] = {**settings_of_options(options), **keywords}
+    said = settings_of_options(options)
+    refuse_beside_context(said.get("options", {}), keywords)
+    settled: dict[str, Any] = {**said, **keywords}
     if "credentials" not in settled:
         settled["credentials"] = authority.issue(*names) if authority else default_credentials(names)
     authority = authority or default_authority()
-    settled.setdefault("client_ca", authority.ca_pem)
+    also_trusted = settled.pop("also_trusted", b"")
+    settled.setdefault("client_ca", authority.ca_pem + also_trusted)
     return authority, ServerSettings(**settled)
+
+
+def refuse_beside_context(options: Mapping[str, Any], keywords: SettingsDict) -> None:
+    """Refuse keywords that have no effect beside a `secure_context` in `options`."""
+    if "secure_context" in options and (beside := sorted(keywords.keys() & _IN_CONTEXT)):
+        raise OptionError(f"{', '.join(beside)} has no effect beside secure_context")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -140,48 +173,67 @@ def settings_of_options(options: ConnectionOptions | Mapping[str, Any] | None) -
     """
     if options is None:
         return {}
-    found: dict[str, Any] = {}
     if isinstance(options, Mapping):
-        asked = options.get("request_cert", False)
-        options = build(ConnectionOptions, {name: v for name, v in options.items() if name != "request_cert"})
-        if asked:
-            # Node: a certificate that was asked for must be there and verify, unless reject_unauthorized is False.
-            found["request_cert"] = True if options.reject_unauthorized is False else "demand"
-    given = {name for name in options.field_names() if getattr(options, name) or getattr(options, name) == ()}
-    if beyond := sorted(given - _UNDERSTOOD):
+        options = build(ConnectionOptions, options)
+    given = {name: value for name in options.field_names() if (value := getattr(options, name)) not in (UNSET, None)}
+    if beyond := sorted(name for name in given.keys() - _UNDERSTOOD if given[name] is not False):
         raise OptionError(f"the testing server does not support {', '.join(beyond)}")
-    found |= _credentials(options)
-    if options.ca:
-        ca: Any = options.ca
-        found["client_ca"] = b"".join(crypto.dump_certificate(crypto.FILETYPE_ASN1, c) for c in ca.certificates)
-    if options.ciphers:
-        found["ciphers"] = _ciphers(options.ciphers)
-    for name in ("min_version", "max_version", "alpn_protocols"):
-        if name in given:
-            found[name] = getattr(options, name)
+    found: dict[str, Any] = {"options": {name: given[name] for name in given.keys() & _FOR_OPENSSL}}
+    found |= _certificates(options)
+    found |= {name: given[name] for name in ("alpn_protocols", "max_version", "min_version") if name in given}
+    found |= {name: given[name] for name in ("ecdh_curve", "session_id_context") if name in given}
+    if "ciphers" in given:
+        found["ciphers"] = ":".join(part for part in (given["ciphers"].tls13, given["ciphers"].tls12) if part) or None
+    if "secure_protocol" in given:
+        found["min_version"], found["max_version"] = _server_range(given["secure_protocol"])
+    context = _server_context(given.get("secure_context"))
+    if given.get("request_cert") or (context is not None and context.request_cert):
+        # Node: a certificate that was asked for must be there and verify, unless reject_unauthorized is False.
+        found["request_cert"] = "any" if options.reject_unauthorized is False else "demand"
     return found
 
 
-def _credentials(options: ConnectionOptions) -> dict[str, Credentials]:
+def _server_range(secure_protocol: str) -> tuple[str, str]:
+    low, high, role = protocol_range(secure_protocol)
+    if role == "client":
+        raise OptionError(f"secure_protocol {secure_protocol} is for clients: no server can be made with it")
+    return low, high
+
+
+def _server_context(context: object) -> SecureContext | None:
+    if context is None:
+        return None
+    assert isinstance(context, SecureContext)  # nothing else passes for the option
+    if context.role == "client":
+        raise OptionError("this secure_context was made with a secure_protocol for clients")
+    return context
+
+
+def _certificates(options: ConnectionOptions) -> dict[str, Any]:
+    passphrase: Any = options.passphrase or None
+    pfx: Any = options.pfx or ()
     chains: Any = options.cert or ()
     keys: Any = options.key or ()
+    ca: Any = options.ca or None
+    bundles = unlocked_pfx(pfx, passphrase)
+    chains = (*chains, *(bundle.chain for bundle in bundles))
+    keys = (*unlocked(keys, passphrase), *(bundle.key for bundle in bundles))
+    # As in Node, what comes with a bundle is trusted besides the roots.
+    also_trusted = b"".join(_pem(bundle.anchors) for bundle in bundles)
+    found: dict[str, Any] = {"also_trusted": also_trusted}
+    if ca is not None:
+        found["client_ca"] = _pem(ca) + also_trusted
     if not chains and not keys:
-        return {}
+        return found
     if len(chains) != 1 or len(keys) != 1:
-        raise OptionError("the testing server takes one cert with its key")
+        raise OptionError("the testing server takes one cert with its key; a secure_context may hold several")
     chain, key = chains[0], keys[0]
-    if not hasattr(key, "key"):
-        key = key.unlock(options.passphrase or None)
-    return {
-        "credentials": Credentials(
-            b"".join(c.public_bytes(Encoding.PEM) for c in (chain.leaf, *chain.extra)),
-            key.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        )
-    }
+    found["credentials"] = Credentials(
+        b"".join(c.public_bytes(Encoding.PEM) for c in (chain.leaf, *chain.extra)),
+        key.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+    return found
 
 
-def _ciphers(ciphers: Any) -> str | None:
-    if ciphers.tls13 is not None:
-        raise OptionError("the testing server cannot choose TLS 1.3 cipher suites; give TLS 1.2 ciphers alone")
-    text: str | None = ciphers.tls12
-    return text
+def _pem(anchors: TrustAnchors) -> bytes:
+    return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, one) for one in anchors.certificates)

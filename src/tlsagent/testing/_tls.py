@@ -1,10 +1,10 @@
 """
 The TLS floor of the server, on the standard library's ssl: an implementation that shares no code with the client's.
 
-Bytes in, plaintext out; no sockets, no waiting. `TLSFloor` is the seam: another floor (over pyOpenSSL, say, for options
-that ssl does not offer) need only satisfy it. Faults that belong to the handshake live here too: a floor told to stall
-at a handshake message withholds that record and all that follow. It cannot leave one out and send the next: the records
-are numbered (RFC 8446 5.3).
+Bytes in, plaintext out; no sockets, no waiting. `TLSFloor` is the seam: the floor over pyOpenSSL (`_openssl_tls`), for
+options that ssl does not offer, satisfies it too. Faults that belong to the handshake live here too: a floor told to
+stall at a handshake message withholds that record and all that follow. It cannot leave one out and send the next: the
+records are numbered (RFC 8446 5.3).
 """
 
 from __future__ import annotations
@@ -61,13 +61,19 @@ class TLSFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TLSFacts:
-    """What a finished handshake agreed on."""
+    """
+    What a finished handshake agreed on.
+
+    Attributes:
+        authorization_error: Node's name for what is wrong with a client certificate that was taken all the same.
+    """
 
     version: str
     cipher: str
     alpn: str | None
     session_reused: bool
     client_certificate: bytes | None
+    authorization_error: str | None = None
 
 
 class TLSFloor(Protocol):
@@ -103,8 +109,10 @@ def make_context(settings: ServerSettings) -> ssl.SSLContext:
     Return a new context.
 
     Each has ticket keys and a session cache of its own: sessions of one context mean nothing to another. Raises
-    OptionError if OpenSSL refuses what the settings say.
+    OptionError if OpenSSL refuses what the settings say, or ssl cannot do it.
     """
+    if settings.needs_openssl:
+        raise OptionError("ssl cannot speak TLS as the settings say: a `Server` can, since it has another floor for it")
     try:
         return _make_context(settings)
     except (ssl.SSLError, ValueError) as exc:
@@ -170,7 +178,7 @@ class StdlibTLS:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._stall = _Stall(stall_at, context.verify_mode != ssl.CERT_NONE) if stall_at else None
+        self._stall = Stall(stall_at, context.verify_mode != ssl.CERT_NONE) if stall_at else None
         self.facts: TLSFacts | None = None
         self.peer_closed = False
 
@@ -236,7 +244,7 @@ class StdlibTLS:
             self._ssl.unwrap()
 
 
-class _Stall:
+class Stall:
     """Lets the server's records pass until the one that carries the given handshake message."""
 
     __slots__ = ("_asked", "_expected", "_message", "_sealed", "_version13", "stalled")

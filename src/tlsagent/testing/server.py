@@ -16,22 +16,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack
 
 from tlsagent._options import ConnectionOptions
 from tlsagent.testing._link import How, ServerConnection
 from tlsagent.testing._listen import DEFAULT_NAMES, listen, url_of
-from tlsagent.testing._settings import BESIDE_THE_CONTEXT, SettingsDict, make_settings
-from tlsagent.testing._tls import StdlibTLS, make_context
+from tlsagent.testing._openssl_tls import OpenSSLContext
+from tlsagent.testing._settings import (
+    BESIDE_THE_CONTEXT,
+    ServerSettings,
+    SettingsDict,
+    make_settings,
+    refuse_beside_context,
+)
+from tlsagent.testing._tls import StdlibTLS, TLSFloor, make_context
 from tlsagent.testing.app import app as demo
 from tlsagent.testing.records import ConnectionRecord, Ledger, ServerStats
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from types import TracebackType
 
     from tlsagent.testing._asgi import Application
@@ -45,13 +52,33 @@ _GRACE: Final = 0.5  # seconds for peers to take what was written before the ser
 _STARTUP: Final = 10.0
 
 
+class _Floors(Protocol):
+    """Makes the TLS floor of each new connection."""
+
+    def __call__(self, *, stall_at: str | None) -> TLSFloor: ...
+
+
+def _floors_of(settings: ServerSettings) -> _Floors:
+    """Return what makes floors; each time with ticket keys of its own."""
+    if settings.needs_openssl:
+        return OpenSSLContext(settings)
+    context = make_context(settings)
+    if settings.tickets != 0:
+        return functools.partial(StdlibTLS, context)
+    # ssl cannot switch its session cache off. With a context for each connection nothing can be resumed.
+    return lambda *, stall_at: StdlibTLS(make_context(settings), stall_at=stall_at)
+
+
 class AsyncServer:
     """
     An HTTPS server in the running event loop: `async with AsyncServer() as server`.
 
     Args:
-        options: Server-side `ConnectionOptions`, or a mapping of them: cert, key, passphrase, ca (for client
-            certificates), request_cert, reject_unauthorized, ciphers, alpn_protocols, min_version, max_version.
+        options: Server-side `ConnectionOptions`, or a mapping of them: cert, key, passphrase, pfx, ca (for client
+            certificates), request_cert, reject_unauthorized, ciphers, alpn_protocols, min_version, max_version,
+            secure_protocol; and those that ssl cannot honour, for which the server changes to pyOpenSSL: crl, dhparam,
+            ecdh_curve, honor_cipher_order (on unless False), secure_context, secure_options, session_id_context,
+            sigalgs, sni_callback, allow_partial_trust_chain.
         app: ASGI 3 application; the demo routes of `tlsagent.testing.app` by default.
         names: What the certificate is good for. The first one is the host of `url`.
         host: Address to listen on; by default the loopback addresses, IPv4 and IPv6.
@@ -81,7 +108,7 @@ class AsyncServer:
         self._names = names
         self._host = host
         self._port = port
-        self._context = make_context(self.settings)
+        self._floors = _floors_of(self.settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
 
@@ -104,11 +131,7 @@ class AsyncServer:
         return sockets
 
     def _accept(self) -> ServerConnection:
-        return ServerConnection(self, StdlibTLS(self._context_for_one(), stall_at=self.settings.stall_at))
-
-    def _context_for_one(self) -> ssl.SSLContext:
-        # ssl cannot switch its session cache off. With a context for each connection nothing can be resumed.
-        return make_context(self.settings) if self.settings.tickets == 0 else self._context
+        return ServerConnection(self, self._floors(stall_at=self.settings.stall_at))
 
     async def aclose(self) -> None:
         """Stop listening, end the connections in order, cancel the applications."""
@@ -197,17 +220,22 @@ class AsyncServer:
 
     def rotate_ticket_keys(self) -> None:
         """Forget all sessions: ticket keys and session ids. Open connections live on."""
-        self._context = make_context(self.settings)
+        self._floors = _floors_of(self.settings)
 
     def reconfigure(self, **settings: Unpack[SettingsDict]) -> None:
         """
         Change settings for the connections to come.
 
         Sessions are forgotten too, unless nothing changes but `stall_at`, `refuse_resumption` and
-        `drop_without_close_notify`.
+        `drop_without_close_notify`; or `session_id_context`, on a server that began with one: then it may show that it
+        resumes none of another's.
         """
+        refuse_beside_context(self.settings.options, settings)
         self.settings = dataclasses.replace(self.settings, **settings)
-        if not settings.keys() <= BESIDE_THE_CONTEXT:
+        changed = settings.keys() - BESIDE_THE_CONTEXT
+        if changed == {"session_id_context"} and isinstance(self._floors, OpenSSLContext):
+            self._floors = self._floors.under(self.settings)
+        elif changed:
             self.rotate_ticket_keys()
 
     def close_connections(self, how: How | None = None) -> None:
