@@ -295,7 +295,7 @@ class Connection:
     def handle_timeout(self, now: float) -> None:
         """Fail what is overdue."""
         exchange = self.exchange
-        if exchange is None and self._raw is None:
+        if exchange is None and self._raw is None and self.info is not None:
             self.check_idle(now)
             return
         overdue: RequestError | None = exchange.overdue(now) if exchange is not None else None

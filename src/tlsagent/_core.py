@@ -53,7 +53,7 @@ from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tlsagent._http.messages import CallerFields
+    from tlsagent._http.messages import CallerFields, RequestHead
     from tlsagent._tls.context import SecureContext
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
@@ -100,9 +100,12 @@ class AgentCore:
         self._persistent = options.keep_alive or options.max_sockets is not None
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
+        self._plain: OrderedDict[tuple[str, str], tuple[Plan, RequestHead]] = OrderedDict()
         self._mappings: OrderedDict[tuple[tuple[str, Any], ...], ConnectionOptions] = OrderedDict()
         self._timeouts = cast("Timeouts", options.timeouts)
         self._timers: Deadlines[Connection] = Deadlines()
+        self._retry = bool(options.retry)
+        self._max_size: int | None = options.max_response_size
         self._tally = Tally()
         self._ids = itertools.count(1)
         self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
@@ -132,22 +135,31 @@ class AgentCore:
             LocalProtocolError: The request cannot be sent as it is.
             OptionError: An option is wrong.
         """
-        plan, target = self._plan_and_target(url, options)
-        body = body_of(content)
-        request_trailers = trailer_fields(trailers) if trailers else []
-        head = request_head(
-            method,
-            target,
-            plan.key.origin.authority,
-            headers,
-            body_length=None if request_trailers else _length_of(body),
-            has_body=body is not None or bool(request_trailers),
-            keep_alive=self._persistent,
-        )
-        if request_trailers and not head.chunked:
-            raise LocalProtocolError(
-                "trailers need a chunked body: leave Content-Length out", code="ERR_HTTP_TRAILER_INVALID"
+        body: bytes | Body | None = None
+        request_trailers: list[tuple[bytes, bytes]] = []
+        plain = not headers and content is None and options is None and not trailers
+        known = self._plain.get((method, url)) if plain else None
+        if known is not None:
+            plan, head = known
+        else:
+            plan, target = self._plan_and_target(url, options)
+            body = body_of(content)
+            request_trailers = trailer_fields(trailers) if trailers else []
+            head = request_head(
+                method,
+                target,
+                plan.key.origin.authority,
+                headers,
+                body_length=None if request_trailers else _length_of(body),
+                has_body=body is not None or bool(request_trailers),
+                keep_alive=self._persistent,
             )
+            if request_trailers and not head.chunked:
+                raise LocalProtocolError(
+                    "trailers need a chunked body: leave Content-Length out", code="ERR_HTTP_TRAILER_INVALID"
+                )
+            if plain:
+                _remember(self._plain, (method, url), (plan, head), _MAX_COUNTED_KEYS)
         return Exchange(
             plan,
             head,
@@ -155,8 +167,8 @@ class AgentCore:
             self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts),
             now,
             request_trailers=request_trailers,
-            retry=bool(self.options.retry) if retry is UNSET else bool(retry),
-            max_size=cast("int | None", self.options.max_response_size),
+            retry=self._retry if retry is UNSET else bool(retry),
+            max_size=self._max_size,
             trace=trace,
         )
 

@@ -14,6 +14,7 @@ from tlsagent.errors import (
     ConnectError,
     ConnectTimeout,
     HandshakeTimeout,
+    InactivityTimeout,
     Phase,
     RequestError,
     RequestTimeout,
@@ -51,6 +52,7 @@ class Dial:
 
     __slots__ = (
         "_entered_at",
+        "_silent",
         "_timeouts",
         "attempt",
         "begun_at",
@@ -72,6 +74,7 @@ class Dial:
         self.without_session = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
         self._timeouts = timeouts
+        self._silent = False
         self._entered_at = 0.0
 
     def enter(self, phase: Phase | None, now: float) -> None:
@@ -83,10 +86,16 @@ class Dial:
         self._entered_at = now
         seconds = None if phase is None else getattr(self._timeouts, phase)
         self.deadline = math.inf if seconds is None else now + seconds
+        # While it connects nothing moves on the socket. In the handshake the connection watches for silence itself.
+        silent_at = now + self.plan.inactivity if phase == "connect" and self.plan.inactivity is not None else math.inf
+        self._silent = silent_at < self.deadline
+        self.deadline = min(self.deadline, silent_at)
 
     def overdue(self) -> RequestTimeout:
         """Return the error for the deadline of the present phase."""
         assert self.phase is not None
+        if self._silent:
+            return InactivityTimeout(f"nothing came for {self.plan.inactivity:g} s (timeout)", phase=self.phase)
         error, text = _TIMEOUT_ERRORS[self.phase]
         return error(text.format(getattr(self._timeouts, self.phase)), phase=self.phase)
 

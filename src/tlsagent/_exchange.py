@@ -272,8 +272,8 @@ class Exchange:
         return TotalTimeout(f"the request was not complete within {self.timeouts.total:g} s (timeouts.total)")
 
     def _clock(self, now: float, seconds: Any) -> None:
-        at = math.inf if seconds is None else now + seconds
-        self.deadline = min(self.total_at, at)
+        at = self.total_at
+        self.deadline = at if seconds is None or now + seconds > at else now + seconds
 
     # --- What the HTTP engine tells: it is an HTTPSink ----------------------------------------------------------------
 

@@ -5,14 +5,16 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
 
 1. `AgentCore.exchange()` checks a request, `AgentCore.acquire()` gives a `Lease` at once, or a `Ticket` (also in
    `exchange.ticket`) whose end comes as an effect.
-2. `AgentCore.effects()` is what is to be done, in this order: `Connect` (carry out the `Dial` in `attempt.user`: enter
-   its phases, `AgentCore.open()` over the transport, exchange bytes until `connection.info` or `connection.dead`, then
-   `AgentCore.connected()` or `AgentCore.dial_failed()`), `Grant` (put the lease into the exchange of `ticket.user` and
-   start it), `Refuse` (fail that exchange), `Close` (close the transport after `AgentCore.closed()`). Ask for effects
-   after each call of the core.
-3. `AgentCore.start()` begins an exchange on its connection. A connection that has served before is given what has
-   arrived on its transport first; one that is found `dead` goes back by `AgentCore.give_back()`, and the exchange
-   acquires anew. A body that is a `Body` goes by `Connection.send_body()` and `Connection.end_body()`.
+2. `AgentCore.effects()` is what is to be done, in this order; ask after each call of the core. `Connect`: carry out the
+   `Dial` in `attempt.user`. `Grant`: put the lease into the exchange of `ticket.user` and start it. `Refuse`: fail
+   that exchange. `Close`: close the transport if `AgentCore.closed()` says that nobody did.
+   A dial enters its phases, `AgentCore.open()` makes the connection over its transport, bytes are exchanged until
+   `connection.info` or `connection.dead`. Alive, it goes to `AgentCore.connected()`. Dead, with `info` or not, it is
+   closed; then `AgentCore.may_dial_again()` says whether to begin anew, else `AgentCore.dial_failed()` ends it.
+3. `AgentCore.start()` begins an exchange on its connection. One that has served before is looked at first:
+   `Connection.check_idle()`, then what has arrived on its transport. One that is found `dead` goes back by
+   `AgentCore.give_back()`, and the exchange acquires anew. A body that is a `Body` goes by `Connection.send_body()` and
+   `Connection.end_body()`.
 4. What comes in is fed to `Connection.receive_data()`, `receive_eof()` or `receive_error()`; then `data_to_send()` is
    written, `AgentCore.keep_sessions()` called, and `AgentCore.settle()` once `connection.ended` or `connection.dead` is
    set, else `AgentCore.watch()`. While `connection.reading_paused`, nothing more is read.

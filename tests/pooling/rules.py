@@ -253,6 +253,11 @@ def _no_free_sockets(case: Case, difference: Difference) -> bool:
     return case.agent.get("maxFreeSockets") == 0 and difference.shape in SHARING
 
 
+def _answered_early(case: Case, difference: Difference) -> bool:
+    early = any("early" in case.query(name) and "body_slow" in step for name, step in case.starts.items())
+    return early and difference.shape in SHARING
+
+
 def _surplus(case: Case, difference: Difference) -> bool:
     return bool(case.agent.get("maxFreeSockets")) and difference.shape in ("connection", "server")
 
@@ -470,6 +475,10 @@ RULES: Final = (
     Rule("section h, Keep-Alive hint", "a hint does not shorten the timer of the next request", _hint_shrinks_timer),
     Rule("section h, Keep-Alive hint", "heeded without agent.timeout, in any place and case", _hint_unseen_by_node),
     Rule("section h, no retry on a stale socket", "a safe request is sent once more", _retried),
+    Rule(
+        "SUPPORT keepAlive", "a response that ends before its request ends the connection",
+        _answered_early, ("keepAlive", "a response that ends before its request"),
+    ),
     Rule(
         "SUPPORT maxFreeSockets", "0 keeps no idle connection",
         _no_free_sockets, ("maxFreeSockets", "0 keeps none"),

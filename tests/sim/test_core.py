@@ -279,7 +279,6 @@ def test_expired_connection_is_never_handed_out():
 @pytest.mark.parametrize("used_before", [True, False])
 def test_inactivity_closes_an_idle_connection(used_before):
     """`timeout` closes an idle connection too, also one that has not served yet."""
-    # BUG (core, 2026-11): AgentCore.connected() does not watch() the new connection; used_before=False fails.
     sim = Simulation(timeout=5)
     if used_before:
         warm(sim)
@@ -694,9 +693,6 @@ def test_final_response_during_the_upload():
 @pytest.mark.parametrize(("send", "read"), [(None, 5), (20, 5), (5, 20), (5, None)])
 def test_early_head_and_then_silence(send, read):
     """After an upload whose response had begun before, the body is due within timeouts.read, whatever `send` is."""
-    # BUG (core, 2026-11): Exchange.progressed() sets the clock of `send` though the phase is "receive" by then, and
-    # sent() leaves it: ReadTimeout comes after `send` seconds, or with send=None not at all; with read=None overdue()
-    # raises TypeError out of handle_timeout().
     sim = Simulation(server=SimulatedServer(silent), timeouts=Timeouts(send=send, read=read, response=None))
     sim.preconnect(URL)
     sim.run_until_idle()
@@ -724,8 +720,6 @@ def test_early_head_and_then_silence(send, read):
 @pytest.mark.parametrize("queued", [True, False])
 def test_trailers_beside_a_content_length_are_refused_at_once(queued):
     """Trailers need chunks: a Content-Length beside them is refused before any I/O."""
-    # BUG (core, 2026-11): AgentCore.exchange() lets it pass, Connection.start() raises. When the request waited in the
-    # queue, that comes out of the *driver's* handling of Grant, in somebody else's task; the request hangs.
     sim = Simulation(max_sockets=1)
     if queued:
         sim.request("GET", URL)
@@ -843,7 +837,6 @@ def test_timings_add_up():
 @pytest.mark.parametrize("started", ["before", "half-way"])
 def test_timings_leave_out_a_dial_that_was_not_the_request_s(started):
     """What a connection took before the request began is no part of the request's time."""
-    # BUG (core, 2026-11): `opened_at >= created_at` lets a dial count whole that began long before the request.
     sim = Simulation(network=Network(lookup=1.0, connect=1.0))
     sim.preconnect(URL)
     sim.advance(3.0 if started == "before" else 1.5)

@@ -17,12 +17,16 @@ import threading
 import time
 
 import pytest
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
+from cryptography.x509 import load_pem_x509_certificate
 
-from tlsagent import ConnectionOptions
+from tlsagent import ConnectionOptions, create_secure_context
 from tlsagent.errors import OptionError
 from tlsagent.testing import AsyncServer, Authority, ClientHello, Server, default_authority
 from tlsagent.testing._link import reset_on_close
 
+# An option that ssl cannot honour: the server then stands on its other floor.
+ON_OPENSSL = {"honor_cipher_order": True}
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
@@ -530,7 +534,15 @@ def test_waiting_gives_up():
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("settings", "resumed"),
-    [({}, True), ({"session_ids": True}, True), ({"tickets": 0}, False), ({"tickets": 3}, True)],
+    [
+        ({}, True),
+        ({"session_ids": True}, True),
+        ({"tickets": 0}, False),
+        ({"tickets": 3}, True),
+        ({"options": ON_OPENSSL}, True),
+        ({"options": ON_OPENSSL, "session_ids": True}, True),
+        ({"options": ON_OPENSSL, "tickets": 0}, False),
+    ],
 )
 def test_sessions_are_resumed_until_the_keys_rotate(version, settings, resumed):
     """Tickets and session ids resume in both versions, unless tickets are 0 or the server has forgotten them."""
@@ -550,11 +562,12 @@ def test_sessions_are_resumed_until_the_keys_rotate(version, settings, resumed):
         assert server.stats.handshakes_full == 3 - sum(expected)
 
 
-def test_session_ids_replace_tickets():
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
+def test_session_ids_replace_tickets(options):
     """With `session_ids` a TLS 1.2 session carries no ticket: the server keeps it."""
     for session_ids in (False, True):
         with (
-            Server(session_ids=session_ids) as server,
+            Server(options, session_ids=session_ids) as server,
             Client(server, client_context(server, ssl.TLSVersion.TLSv1_2)) as client,
         ):
             assert client.tls.session.has_ticket is not session_ids
@@ -579,10 +592,11 @@ def test_resumption_can_be_answered_by_a_slap(refusal, error):
         assert server.stats.handshakes_failed == 1
 
 
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_client_certificate_is_demanded(version, tmp_path):
+def test_a_client_certificate_is_demanded(version, options, tmp_path):
     """With "demand" a client without a certificate fails, and the certificate of one that has it is recorded."""
-    with Server(request_cert="demand") as server:
+    with Server(options, request_cert="demand") as server:
         credentials = server.authority.issue("me@a.test", client=True)
         with Client(server, client_context(server, version, credentials, tmp_path)) as client:
             client.get()
@@ -594,9 +608,10 @@ def test_a_client_certificate_is_demanded(version, tmp_path):
         assert server.wait_for(lambda s: s.connections[1].handshake_error == "PEER_DID_NOT_RETURN_A_CERTIFICATE")
 
 
-def test_a_client_certificate_is_welcome(tmp_path):
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
+def test_a_client_certificate_is_welcome(options, tmp_path):
     """With True a client may do without a certificate, but one that it shows must verify."""
-    with Server(request_cert=True) as server:
+    with Server(options, request_cert=True) as server:
         with Client(server) as client:
             client.get()
         stranger = Authority().issue("me@a.test", client=True)
@@ -627,10 +642,11 @@ def test_versions_are_bounded():
         assert server.wait_for(lambda s: s.stats.handshakes_failed == 1)
 
 
-def test_alpn_follows_the_servers_list():
-    """The server picks by its own preference, and ignores ALPN altogether if it has no list."""
-    for offered, chosen in ((("x", "http/1.1"), "x"), ((), None)):
-        with Server(alpn_protocols=offered) as server:
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
+def test_alpn_follows_the_servers_list(options):
+    """The server picks by its own preference, and ignores ALPN if it has no list or nothing of the client's in it."""
+    for offered, chosen in ((("x", "http/1.1"), "x"), ((), None), (("y",), None)):
+        with Server(options, alpn_protocols=offered) as server:
             context = client_context(server)
             context.set_alpn_protocols(["http/1.1", "x"])
             with Client(server, context) as client:
@@ -648,9 +664,10 @@ STALLS_13 = ["server_hello", "encrypted_extensions", "certificate_request", "cer
         *((ssl.TLSVersion.TLSv1_3, point) for point in (*STALLS_13, "finished")),
     ],
 )
-def test_the_server_stalls_at_each_handshake_message(version, point):
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
+def test_the_server_stalls_at_each_handshake_message(version, point, options):
     """A client waits in vain from the given message on, in both versions; the bytes before it do arrive."""
-    with Server(stall_at=point, request_cert=True) as server, pytest.raises(TimeoutError):
+    with Server(options, stall_at=point, request_cert=True) as server, pytest.raises(TimeoutError):
         Client(server, client_context(server, version), timeout=0.1)
 
 
@@ -662,10 +679,11 @@ def test_a_message_that_does_not_occur_stalls_nothing(version, point):
         assert client.get().endswith(b"Hello, world")
 
 
+@pytest.mark.parametrize("options", [None, ON_OPENSSL])
 @pytest.mark.parametrize("point", ["certificate", "certificate_verify"])
-def test_a_resumed_handshake_has_no_certificate_to_stall_at(point):
+def test_a_resumed_handshake_has_no_certificate_to_stall_at(point, options):
     """A resumed handshake passes a server that stalls at the certificate."""
-    with Server() as server:
+    with Server(options) as server:
         context = client_context(server, ssl.TLSVersion.TLSv1_3)
         with Client(server, context) as client:
             client.get()
@@ -798,7 +816,12 @@ def test_an_encrypted_key_is_unlocked_by_its_passphrase():
     ("options", "settings", "text"),
     [
         ({"servername": "a.test"}, {}, "does not support servername"),
-        ({"ciphers": "TLS_AES_128_GCM_SHA256"}, {}, "TLS 1.3 cipher"),
+        ({"psk_callback": lambda hint: None}, {}, "does not support psk_callback"),
+        ({"secure_protocol": "TLSv1_2_client_method"}, {}, "is for clients"),
+        ({"secure_context": create_secure_context(secure_protocol="TLS_client_method")}, {}, "for clients"),
+        ({"secure_context": create_secure_context()}, {"ciphers": "HIGH"}, "ciphers has no effect beside"),
+        (ON_OPENSSL, {"tickets": 3}, "tickets must be None or 0"),
+        (ON_OPENSSL, {"ciphers": "NOTHING"}, "ciphers"),
         ({"cert": default_authority().issue("a.test").cert_pem}, {}, "one cert with its key"),
         (None, {"stall_at": "goodbye"}, "stall_at must be one of"),
         (None, {"request_cert": "maybe"}, "request_cert must be one of"),
@@ -813,6 +836,97 @@ def test_what_cannot_be_honoured_is_refused(options, settings, text):
     """An option that the server cannot carry out is an error when the server is made."""
     with pytest.raises(OptionError, match=text):
         Server(options, **settings)
+
+
+def test_a_pfx_is_certificate_key_and_trust(tmp_path):
+    """The server shows the certificate of a `pfx`, and its further certificates vouch for clients besides its own."""
+    mine, clients = default_authority().issue("localhost"), Authority()
+    bundle = pkcs12.serialize_key_and_certificates(
+        None,
+        load_pem_private_key(mine.key_pem, None),
+        load_pem_x509_certificate(mine.cert_pem),
+        [load_pem_x509_certificate(clients.ca_pem)],
+        BestAvailableEncryption(b"secret"),
+    )
+    with Server({"pfx": bundle, "passphrase": "secret", "request_cert": True}) as server:
+        for authority in (clients, server.authority):
+            context = client_context(server, None, authority.issue("me@a.test", client=True), tmp_path)
+            with Client(server, context) as client:
+                assert client.get().startswith(b"HTTP/1.1 200")
+                assert client.tls.getpeercert(binary_form=True) == mine.leaf_der
+
+
+def test_secure_protocol_says_the_versions():
+    """`secure_protocol` bounds the versions as min_version and max_version do."""
+    with Server({"secure_protocol": "TLSv1_2_server_method"}) as server, Client(server) as client:
+        assert client.tls.version() == "TLSv1.2"
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ({"ciphers": "TLS_CHACHA20_POLY1305_SHA256"}, {}),
+        (None, {"ciphers": "TLS_CHACHA20_POLY1305_SHA256"}),
+        (
+            {
+                "secure_context": create_secure_context(
+                    cert=(CREDENTIALS := default_authority().issue("localhost")).cert_pem,
+                    key=CREDENTIALS.key_pem,
+                    ciphers="TLS_CHACHA20_POLY1305_SHA256",
+                )
+            },
+            {},
+        ),
+    ],
+    ids=["option", "keyword", "context"],
+)
+def test_tls13_suites_are_the_servers_too(options, settings):
+    """Suites of TLS 1.3 can be chosen, as an option, as a keyword and in a context."""
+    with Server(options, **settings) as server, Client(server) as client:
+        client.get()
+        assert client.tls.cipher()[0] == "TLS_CHACHA20_POLY1305_SHA256"
+
+
+def test_secure_options_are_openssls():
+    """`secure_options` reaches OpenSSL: without tickets a TLS 1.2 server keeps its sessions itself."""
+    with (
+        Server({"secure_options": int(ssl.OP_NO_TICKET)}) as server,
+        Client(server, client_context(server, ssl.TLSVersion.TLSv1_2)) as client,
+    ):
+        assert not client.tls.session.has_ticket
+
+
+def test_ecdh_curve_and_sigalgs_bound_what_the_server_agrees_to():
+    """A server that does one group or one signature algorithm refuses a client that does only another."""
+    for options, reason in (
+        ({"ecdh_curve": "P-384:P-521"}, "NO_SUITABLE_KEY_SHARE"),
+        ({"sigalgs": "ECDSA+SHA384"}, "UNSUPPORTED_PROTOCOL"),  # no way to use the P-256 certificate in TLS 1.3
+    ):
+        with Server(options) as server:
+            context = client_context(server, ssl.TLSVersion.TLSv1_3)
+            context.set_ecdh_curve("prime256v1")
+            with pytest.raises(ssl.SSLError):
+                Client(server, context)
+            assert server.wait_for(lambda s, reason=reason: s.connections[0].handshake_error == reason)
+
+
+def test_bodies_pass_the_second_floor_whole():
+    """What does not fit into one record, in either direction, arrives whole and in order."""
+    with Server(ON_OPENSSL) as server:
+        body = bytes(range(256)) * 2_000
+        connection = http.client.HTTPSConnection("localhost", server.port, context=client_context(server), timeout=5)
+        connection.request("POST", "/echo", body)
+        assert connection.getresponse().read() == body
+        connection.close()
+
+
+@pytest.mark.parametrize("ending", ["close_notify", "eof", "reset"])
+def test_the_second_floor_ends_connections_as_told(ending):
+    """close_notify, FIN and RST look alike on both floors."""
+    with Server(ON_OPENSSL) as server, Client(server, client_context(server, ssl.TLSVersion.TLSv1_2)) as client:
+        client.get()
+        server.close_connections(ending)
+        assert client.ending() == ending
 
 
 # --- Life ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ request works.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -510,8 +511,9 @@ def test_client_certificate_that_is_missing_on_an_idle_connection(open_agent):
     """
     with Server(request_cert="demand", min_version="TLSv1.3") as server:
         agent = open_agent(ca=server.ca_pem)
-        assert agent.preconnect(server.url, 1) == ["full"]
-        assert server.wait_for(lambda s: s.stats.open_connections == 0)
+        with contextlib.suppress(HandshakeError):  # the refusal may come in time to be told at once
+            agent.preconnect(server.url, 1)
+        assert server.wait_for(lambda s: s.stats.connections == 1 and s.stats.open_connections == 0)
 
         with pytest.raises(HandshakeError) as caught:
             agent.request("GET", server.url + "/hello")

@@ -350,7 +350,8 @@ def test_threads_share_one_agent_without_cross_talk(open_agent, server):
     futures = {n: agent.submit("POST", f"{server.url}/echo?{n}", content=f"body {n}" * 50) for n in range(160)}
 
     assert all(future.result(20).text == f"body {n}" * 50 for n, future in futures.items())
-    assert server.stats.connections <= 4
+    # An attempt that nobody needs any more may have been given up half-open, for another in its place.
+    assert server.stats.connections - server.stats.handshakes_failed <= 4
     assert server.stats.requests == 160
 
 

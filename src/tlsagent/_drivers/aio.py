@@ -17,6 +17,7 @@ import contextlib
 import functools
 import inspect
 import math
+import socket
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
@@ -36,7 +37,6 @@ from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
 from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
@@ -308,7 +308,8 @@ class AsyncAgent:
             RequestError: Exactly one for a request that failed.
             AgentClosed: The agent was closed.
         """
-        _not_yet(early_data, expect_continue)
+        if early_data is not UNSET or expect_continue:
+            _not_yet(early_data, expect_continue)
         exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
         await self._perform(exchange)
         return Response(exchange)
@@ -397,31 +398,37 @@ class AsyncAgent:
     async def _perform(self, exchange: Exchange) -> None:
         """Send the request, again if that is safe, until what the caller waits for is here."""
         try:
-            await self._attempt(exchange)
-            while exchange.error is not None:
+            while True:
+                if not self._started(exchange):
+                    await self._wait_in_queue(exchange)
+                if isinstance(exchange.body, Body) and exchange.lease is not None:
+                    await self._send_body(exchange, exchange.body)
+                while not exchange.ready:
+                    # `_wait`, without a coroutine of its own: this is the one wait of a warm request.
+                    waker = exchange.waker = self._loop.create_future()
+                    await waker
+                    exchange.waker = None
+                error = exchange.error
+                if error is None:
+                    return
                 if not exchange.may_retry:
-                    raise exchange.error
+                    raise error
                 if self._core.listening(exchange):
-                    error = cast("RequestError", exchange.error)
-                    self._core.emit(Retried(exchange.plan.key.digest, error), exchange)
+                    self._core.emit(Retried(exchange.plan.key.digest, cast("RequestError", error)), exchange)
                 exchange.start_over()
-                await self._attempt(exchange)
         except BaseException:
+            exchange.waker = None
             self._give_up(exchange)
             raise
 
-    async def _attempt(self, exchange: Exchange) -> None:
+    def _started(self, exchange: Exchange) -> bool:
+        """Start on an idle connection if there is one; else take a place in the queue."""
         now = time.monotonic()
         while isinstance(self._core.acquire(exchange, now), Lease):
             if self._begin(exchange, now):
-                break
-        else:
-            self._carry_out(now)
-            await self._wait_in_queue(exchange)
-        if isinstance(exchange.body, Body) and exchange.lease is not None:
-            await self._send_body(exchange, exchange.body)
-        while not exchange.ready:
-            await self._wait(exchange)
+                return True
+        self._carry_out(now)
+        return False
 
     async def _wait_in_queue(self, exchange: Exchange) -> None:
         total = exchange.total_at
@@ -548,7 +555,7 @@ class AsyncAgent:
             core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         if core.pool.has_effects or self._quiet is not None:
             self._carry_out(now)
-        elif now + self._free_socket_timeout < self._timer_at:
+        elif now + min(self._free_socket_timeout, connection.idle_for) < self._timer_at:
             self._arm(now)
 
     def _carry_out(self, now: float) -> None:
@@ -635,6 +642,9 @@ class AsyncAgent:
         protocol = _Protocol(self, connection, sock)
         try:
             await self._loop.create_connection(lambda: protocol, sock=sock)
+            if not dial.plan.key.route.no_delay and protocol.transport is not None:
+                # uvloop turns Nagle's delay off on every socket that it is given.
+                protocol.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
             # Not in connection_made: if the peer has reset already, uvloop would close the descriptor before it has
             # taken over the socket, whose number by then may be another's.
             protocol.flush()
@@ -650,12 +660,15 @@ class AsyncAgent:
     async def _handshake(self, dial: Dial, protocol: _Protocol) -> None:
         handshake = protocol.handshake
         assert handshake is not None
-        try:
-            async with asyncio.timeout(_remaining(dial.deadline)):
-                await handshake
-        except TimeoutError:
-            raise dial.overdue() from None
         connection = protocol.connection
+        while not handshake.done():
+            now = time.monotonic()
+            if now >= dial.deadline:
+                raise dial.overdue()
+            if now >= connection.next_deadline():
+                connection.handle_timeout(now)
+                break
+            await asyncio.wait((handshake,), timeout=_remaining(min(dial.deadline, connection.next_deadline())))
         if connection.info is None or connection.error is not None:
             raise connection.error or ConnectionLost("the connection closed during the handshake")
         self._core.tell_secured(connection)

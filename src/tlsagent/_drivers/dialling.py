@@ -8,6 +8,7 @@ data between two steps, so that a thread that is served otherwise can leave it h
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -55,9 +56,9 @@ class Dialling:
     @property
     def deadline(self) -> float:
         """When `step` is due even if nothing happens."""
-        race_at = (
-            self._race.next_deadline() if self._race is not None and self.connection is None else self.dial.deadline
-        )
+        if self.connection is not None:
+            return min(self.dial.deadline, self.connection.next_deadline())
+        race_at = self._race.next_deadline() if self._race is not None else math.inf
         return min(self.dial.deadline, race_at)
 
     def interest(self) -> tuple[list[socket.socket], list[socket.socket]]:
@@ -182,6 +183,8 @@ class Dialling:
         wire.flush(connection, now)
         wire.receive(connection, buffer, now)
         wire.flush(connection, now)
+        if connection.info is None and now >= connection.next_deadline():
+            connection.handle_timeout(now)
         if connection.error is not None or (connection.dead is not None and connection.info is None):
             if self._core.may_dial_again(self.dial, connection):
                 self._start_over(connection)

@@ -488,7 +488,6 @@ class Agent:
                     dialling.wake = heir.wake
                 else:
                     abandoned = dialling
-                    self._core.dial_failed(dialling.dial, None, time.monotonic())
             if not waiters:
                 del self._waiters[key]
             actions = self._collect()
@@ -497,11 +496,18 @@ class Agent:
             self._wake_ups.append(wake_up)
         if heir is not None:
             heir.wake()
+        self._do(actions)
         if abandoned is not None:
-            abandoned.close()
-            if abandoned.connection is not None:
-                with self._lock:
-                    self._core.closed(abandoned.connection, "abandoned")
+            self._abandon(abandoned)
+
+    def _abandon(self, dialling: Dialling) -> None:
+        """Close a half-open attempt, and only then give up its place: no limit is exceeded, if only for a moment."""
+        dialling.close()
+        with self._lock:
+            if dialling.connection is not None:
+                self._core.closed(dialling.connection, "abandoned")
+            self._core.dial_failed(dialling.dial, None, time.monotonic())
+            actions = self._collect()
         self._do(actions)
 
     # --- Sending and receiving ----------------------------------------------------------------------------------------

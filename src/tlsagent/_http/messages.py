@@ -149,7 +149,7 @@ class RequestHead:
         keep_alive: Whether the connection may be used again, as far as we are concerned.
     """
 
-    __slots__ = ("authority", "chunked", "content_length", "headers", "keep_alive", "method", "target")
+    __slots__ = ("authority", "chunked", "content_length", "headers", "keep_alive", "method", "rendered", "target")
 
     def __init__(
         self,
@@ -169,6 +169,7 @@ class RequestHead:
         self.content_length = content_length
         self.chunked = chunked
         self.keep_alive = keep_alive
+        self.rendered = b"%b %b HTTP/1.1\r\n%b" % (method, target, _rendered(headers))
 
     def __repr__(self) -> str:
         return f"<RequestHead {self.method.decode()} {self.target.decode()}>"
@@ -398,7 +399,7 @@ class RequestWriter:
         self._due = head.content_length or 0
         self._sent = 0
         self.complete = False
-        return b"%b %b HTTP/1.1\r\n%b" % (head.method, head.target, _rendered(head.headers))
+        return head.rendered
 
     def send_data(self, data: bytes | memoryview) -> bytes | memoryview:
         """

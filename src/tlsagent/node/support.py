@@ -44,6 +44,8 @@ _CONNECTION: Final[frozenset[Call]] = frozenset({"connect", "agent", "request"})
 _AGENT: Final[frozenset[Call]] = frozenset({"agent"})
 _REQUEST: Final[frozenset[Call]] = frozenset({"request"})
 _ENGINES: Final = "engines went with OpenSSL 3; a PKCS#11 provider (OPENSSL_CONF) gives keys on tokens"
+_EARLY: Final = "a response that ends before its request ends the connection"
+_SURPLUS: Final = "of the surplus the oldest is closed"
 _TRUTH: Final = "any value counts by its truth, as in Node"
 _SERVER: Final = "for servers; a client has no use for it"
 _STREAM: Final = "tunes Node's streams, which do not exist here"
@@ -126,7 +128,7 @@ _ROWS: Final[tuple[tuple[frozenset[Call], tuple[_Row, ...]], ...]] = (
                 "milliseconds to seconds; less than 10 ms becomes 10 ms, as in Node",
             ),
             ("noDelay", "real", "no_delay", _TRUTH),
-            ("keepAlive", "mapped", "keep_alive", f"on a connection tcp_keep_alive; {_TRUTH}"),
+            ("keepAlive", "mapped", "keep_alive", f"on a connection tcp_keep_alive; {_EARLY}; {_TRUTH}"),
             ("keepAliveInitialDelay", "mapped", "tcp_keep_alive", "milliseconds to whole seconds; needs keepAlive"),
             ("hints", "refused", "", "flags of Node's resolver; `family` or `lookup` say the same"),
             ("signal", "refused", "", "there is no AbortSignal in Python: cancel the task, or set timeouts"),
@@ -151,7 +153,7 @@ _ROWS: Final[tuple[tuple[frozenset[Call], tuple[_Row, ...]], ...]] = (
                 "maxTotalSockets", "mapped", "max_total_sockets",
                 "whole numbers from 1 on, Infinity becomes None; never exceeded, idle connections give way",
             ),
-            ("maxFreeSockets", "mapped", "max_free_sockets", "0 keeps none (in Node it means 256)"),
+            ("maxFreeSockets", "mapped", "max_free_sockets", f"0 keeps none (in Node it means 256); {_SURPLUS}"),
             ("scheduling", "real", "scheduling", ""),
             (
                 "agentKeepAliveTimeoutBuffer", "mapped", "keep_alive_hint_margin",

@@ -28,7 +28,7 @@ from tlsagent._options import UNSET, AgentOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectError, ConnectionLost, LocalProtocolError, RequestError, ResolutionError
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried, Secured
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried
 from tlsagent.testing._peer import Ending, Peer, PeerRequest, Reply, SimulatedServer, echo, silent
 
 if TYPE_CHECKING:
@@ -657,8 +657,7 @@ class Simulation:
             error = connection.error or ConnectionLost(f"the connection was of no use: {connection.dead}")
             self._handshake_failed(link, dial, error)
             return
-        if self.core.listening():
-            self.core.emit(Secured(dial.plan.key.digest, connection.info))
+        self.core.tell_secured(connection)
         self.core.connected(dial, connection, self.now)
         self._carry_out()
         if dial.on_done is not None:
@@ -721,7 +720,9 @@ class Simulation:
 
     def _next_deadline(self) -> float:
         times = [attempt.dial.deadline for attempt in self.dials]
-        times += (link.dial.deadline for link in self.links if link.dial is not None)
+        for link in self.links:
+            if link.dial is not None:
+                times += (link.dial.deadline, link.connection.next_deadline())
         times += (exchange.total_at for exchange in self._waiting if exchange.ticket is not None)
         return min(self.core.next_deadline(), *times) if times else self.core.next_deadline()
 
@@ -770,8 +771,13 @@ class Simulation:
         for attempt in [a for a in self.dials if a.dial.deadline <= self.now]:
             self._dial_failed(attempt, attempt.dial.overdue())
         for link in list(self.links):
-            if link.dial is not None and link.dial.deadline <= self.now:
+            if link.dial is None:
+                continue
+            if link.dial.deadline <= self.now:
                 self._handshake_failed(link, link.dial, link.dial.overdue())
+            elif link.connection.next_deadline() <= self.now:
+                link.connection.handle_timeout(self.now)
+                self._advance(link)
         for exchange, handle in list(self._waiting.items()):
             if exchange.ticket is not None and exchange.total_at <= self.now:
                 exchange.fail(exchange.total_timeout(), self.now)
