@@ -8,7 +8,7 @@ SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml RE
 
 # The steps of `make test` share the checkout and two of them measure time: one after the other.
 .NOTPARALLEL:
-.PHONY: demo test lint types imports tests wheel pythons docs clean
+.PHONY: demo test bench lint types imports tests wheel pythons docs clean
 
 demo: $(READY)
 	$(BIN)/tlsagent demo
@@ -52,6 +52,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[cli,testing,speed]' --group test --group lint --group build
 	touch $@
+
+# Not part of `make test`: needs two quiet cores. Exit 1 if a bar is missed; tables go to benchmarks/results.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --group benchmark
+	$(BIN)/python -m benchmarks.http1_warm
+	$(BIN)/python -m benchmarks.floors
+	$(BIN)/python -m benchmarks.floors --uvloop
 
 # The page of options and defaults is written from the code.
 docs: $(READY)

@@ -119,7 +119,6 @@ class AgentCore:
         method: str,
         url: str,
         now: float,
-        *,
         headers: CallerFields | None,
         content: Content | None,
         options: ConnectionOptions | Mapping[str, Any] | None,

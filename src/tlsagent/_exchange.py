@@ -107,6 +107,7 @@ class Exchange:
         "awaiting",
         "body",
         "chunks",
+        "clocked_at",
         "complete",
         "connection",
         "created_at",
@@ -187,6 +188,7 @@ class Exchange:
         self.trailers: Headers | None = None
         self.chunks: list[bytes] = []
         self.held = 0
+        self.clocked_at = 0.0
         self.paused = False
         self.complete = False
         self.error: BaseException | None = None
@@ -286,7 +288,7 @@ class Exchange:
     def response_received(self, head: ResponseHead) -> None:
         """Keep the head of the response."""
         self.response = head
-        self.head_at = self.now
+        self.head_at = self.clocked_at = self.now
         if self.sent_at is not None:
             self._clock(self.now, self.timeouts.read)
 
@@ -303,7 +305,8 @@ class Exchange:
             self.paused = True
             self.deadline = self.total_at
             return
-        if self.sent_at is not None:
+        if self.clocked_at != self.now and self.sent_at is not None:
+            self.clocked_at = self.now
             self._clock(self.now, self.timeouts.read)
 
     def response_ended(self, trailers: Headers | None) -> None:

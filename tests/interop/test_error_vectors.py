@@ -322,8 +322,10 @@ def assert_refused(case, outcome):
     assert error is not None
     # Where Node's error has no code, ours has one all the same.
     assert case["code"] in (None, error.code)
-    assert late == case.get("after_secureConnect", False)
-    assert case["authorized"] == (late and outcome.info.authorized)
+    # An alert behind the handshake may be there before whoever connects gets the connection: then connect() raises it.
+    assert not late or case.get("after_secureConnect")
+    if late or not case.get("after_secureConnect"):
+        assert case["authorized"] == (late and outcome.info.authorized)
     said = case["authorizationError"]
     if not late and isinstance(error, CertificateError):
         # Node takes the message where the error has no code.

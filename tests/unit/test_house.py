@@ -64,13 +64,7 @@ TESTED_ELSEWHERE = {
 
 # Modules that could have one, and are so far tested through the floors above them alone. This list only gets shorter.
 OWED = {
-    "_body",
-    "_connection",
-    "_dial",
     "_drivers/addresses",
-    "_exchange",
-    "_raw",
-    "_response",
     "_secure_context",
     "_stats",
     "events",

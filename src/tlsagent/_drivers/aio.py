@@ -117,13 +117,13 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def advance(self, now: float) -> None:
         """Write, carry the connection's news over to the core, wake whoever waits for them."""
-        connection = self.connection
+        connection, agent = self.connection, self._agent
         data = connection.data_to_send()
         if data:
             self.transport.write(data)
         exchange = connection.exchange or connection.ended
         if connection.sessions:
-            self._agent._core.keep_sessions(connection, exchange)
+            agent._core.keep_sessions(connection, exchange)
         if self.handshake is not None and not self.handshake.done():
             if connection.info is not None or connection.dead is not None:
                 self.handshake.set_result(None)
@@ -131,10 +131,10 @@ class _Protocol(asyncio.BufferedProtocol):
         if self.raw is not None:
             self.raw.advanced()
         elif connection.ended is not None or connection.dead is not None:
-            self._agent._settle(connection, exchange, now)
+            agent._settle(connection, exchange, now)
         elif exchange is not None:
-            if self._agent._core.watch(connection) < self._agent._timer_at:
-                self._agent._arm(now)
+            if agent._core.watch(connection) < agent._timer_at:
+                agent._arm(now)
             if exchange.paused:
                 self.pause_reading()
         if exchange is not None and exchange.waker is not None and exchange.ready:
@@ -310,7 +310,10 @@ class AsyncAgent:
         """
         if early_data is not UNSET or expect_continue:
             _not_yet(early_data, expect_continue)
-        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        self._bind()
+        exchange = self._core.exchange(
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
+        )
         await self._perform(exchange)
         return Response(exchange)
 
@@ -331,7 +334,10 @@ class AsyncAgent:
     ) -> AsyncStreamResponse:
         """Send a request and return the response as soon as its head is here; the caller must read or close it."""
         _not_yet(early_data, expect_continue)
-        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        self._bind()
+        exchange = self._core.exchange(
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
+        )
         exchange.awaiting = Awaiting.HEAD
         await self._perform(exchange)
         return AsyncStreamResponse(self, exchange)
@@ -367,32 +373,6 @@ class AsyncAgent:
                 expect_continue=expect_continue,
                 trace=trace,
             )
-        )
-
-    def _exchange(
-        self,
-        method: str,
-        url: str,
-        headers: CallerFields | None,
-        content: Content | None,
-        options: ConnectionOptions | Mapping[str, Any] | None,
-        timeouts: Timeouts | float | None,
-        trailers: CallerFields | None,
-        retry: bool | Unset,
-        trace: Callable[[Event], object] | None,
-    ) -> Exchange:
-        self._bind()
-        return self._core.exchange(
-            method,
-            url,
-            time.monotonic(),
-            headers=headers,
-            content=content,
-            options=options,
-            timeouts=timeouts,
-            trailers=trailers,
-            retry=retry,
-            trace=trace,
         )
 
     async def _perform(self, exchange: Exchange) -> None:
@@ -642,9 +622,10 @@ class AsyncAgent:
         protocol = _Protocol(self, connection, sock)
         try:
             await self._loop.create_connection(lambda: protocol, sock=sock)
-            if not dial.plan.key.route.no_delay and protocol.transport is not None:
+            route = dial.plan.key.route
+            if not route.no_delay and route.path is None and route.socket is None:
                 # uvloop turns Nagle's delay off on every socket that it is given.
-                protocol.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
             # Not in connection_made: if the peer has reset already, uvloop would close the descriptor before it has
             # taken over the socket, whose number by then may be another's.
             protocol.flush()

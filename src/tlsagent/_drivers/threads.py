@@ -308,16 +308,7 @@ class Agent:
         trace: Callable[[Event], object] | None,
     ) -> Exchange:
         exchange = self._core.exchange(
-            method,
-            url,
-            time.monotonic(),
-            headers=headers,
-            content=content,
-            options=options,
-            timeouts=timeouts,
-            trailers=trailers,
-            retry=retry,
-            trace=trace,
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
         )
         if isinstance(exchange.body, Body) and exchange.body.asynchronous:
             raise LocalProtocolError("content is an asynchronous iterable: only AsyncAgent can send that")
