@@ -28,11 +28,11 @@ from tlsagent.testing.authority import default_authority, default_credentials
 RESPONSE = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 PACKAGE = str(Path(tlsagent.__file__).parent)
 
-CALLS = {"async": 89, "sync": 85}
+CALLS = {"async": 74, "sync": 74}
 """Python calls of the package per request, with the h11 engine: h11's own are not counted."""
 PEAK = {"async": 6_400, "sync": 4_400}
 """Bytes that a request needs at once beyond what was there before it."""
-KEPT_BLOCKS = {"async": 30, "sync": 30}
+KEPT_BLOCKS = {"async": 34, "sync": 34}
 """Blocks of memory that a response keeps alive as long as it is held."""
 
 # Objects differ in size from one Python to the next: the ceilings on memory are those of one of them.
@@ -203,4 +203,4 @@ def test_held_response_keeps_no_more_memory_than_before(kind, subject):
 
     assert kept <= KEPT_BLOCKS[kind]
     assert unreachable < HELD, "every response is part of a cycle"
-    assert left < 1, "every request leaves something behind"
+    assert left < 2, "every request leaves something behind"

@@ -328,19 +328,19 @@ def test_connections_are_served_side_by_side():
 
 def test_the_end_of_the_block_ends_the_scripts():
     """Leaving the with block cuts connections whose scripts are still waiting, which is no failure."""
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def handler(peer):
+        begun.set()
         try:
             peer.recv()
         finally:
             ended.set()
 
-    with RawServer(handler) as server:
-        client = connect(server)
+    with RawServer(handler) as server, connect(server):
+        assert begun.wait(5)
 
     assert ended.is_set()
-    client.close()
 
 
 def test_the_url_names_the_server():
