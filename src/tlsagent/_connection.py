@@ -384,6 +384,21 @@ class Connection:
     # --- The end ------------------------------------------------------------------------------------------------------
 
     @property
+    def handshake_error(self) -> RequestError | None:
+        """
+        Why no request may begin on it though its handshake is over, or None.
+
+        A peer may take its leave, or send bytes that nobody asked for, in the same breath as its Finished.
+        """
+        if self.error is not None or self.dead is None:
+            return self.error
+        if self.info is None:
+            return ConnectionLost("the connection closed during the handshake", phase="handshake")
+        if self._raw is not None:
+            return None
+        return ConnectionLost(f"the connection was of no use once it was open: {self.dead}", phase="handshake")
+
+    @property
     def reading_paused(self) -> bool:
         """Whether the consumer is behind, so that no more should be read."""
         return self.exchange is not None and self.exchange.paused

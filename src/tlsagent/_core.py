@@ -135,6 +135,8 @@ class AgentCore:
             OptionError: An option is wrong.
         """
         body: bytes | Body | None = None
+        if not isinstance(method, str) or not isinstance(url, str):
+            raise LocalProtocolError("method and URL must be str", code="ERR_INVALID_ARG_TYPE")
         request_trailers: list[tuple[bytes, bytes]] = []
         plain = not headers and content is None and options is None and not trailers
         known = self._plain.get((method, url)) if plain else None
@@ -399,15 +401,17 @@ class AgentCore:
                 self.emit(OCSPResponse(connection.plan.key.digest, info))
 
     def connected(self, dial: Dial, connection: Connection, now: float) -> None:
-        """Give a secured connection to the pool, which grants it to whoever waits longest."""
+        """Give a secured connection to the pool, which grants it to the first in line; a dead one fails the dial."""
+        failure = connection.handshake_error
+        if failure is not None:
+            self.dial_failed(dial, failure, now)
+            return
         dial.enter(None, now)
         if dial.attempt is None:
             return
         connection.timer = Timer(connection)
         self.pool.connected(dial.attempt, connection, now)
         self.watch(connection)
-        if connection.dead is not None:
-            self.pool.connection_lost(connection, now, connection.dead)
 
     def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:
         """End an attempt without a connection; None abandons it."""

@@ -28,7 +28,7 @@ from tlsagent.errors import (
     PoolTimeout,
     ResponseTimeout,
 )
-from tlsagent.events import Event, Reused, Secured, SessionTicket
+from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 from tlsagent.testing.simulation import Peer, Reply, SimulatedServer
 
 URL = "https://a.test/"
@@ -374,9 +374,6 @@ def test_preconnect_within_the_limits():
 
 def test_dead_connection_is_never_granted():
     """A connection that ended together with its handshake fails the dial; no request begins on it."""
-    # BUG (core, 2026-11): connected() grants it, then closes it. AsyncAgent._handshake and Dialling._shake_hands look
-    # at `error` only, so a server that says close_notify (or sends bytes) in the same read as its Finished makes a
-    # request of AsyncAgent hang for ever, timeouts and all: core.closed() has discarded the timer.
     server = SimulatedServer(greet=lambda peer: peer.close(), min_version="TLSv1.2", max_version="TLSv1.2")
     agent = core()
     agent.acquire(exchange(agent), 0.0)
@@ -673,6 +670,20 @@ def test_callback_that_raises_is_logged(caplog):
 
     assert "ZeroDivisionError" in caplog.text
     assert len(heard) == 1
+
+
+def test_stapled_response_is_told():
+    """A stapled OCSP response is an event of its own, after that of the handshake."""
+    agent = core()
+    heard = []
+    agent.on(Event, lambda event: heard.append(type(event)))
+    connection = leased(agent).lease.connection
+    connection.info._facts.ocsp_response = b"DER"
+
+    agent.tell_secured(connection)
+
+    assert heard == [Secured, OCSPResponse]
+    assert connection.info.ocsp_response == b"DER"
 
 
 def test_nothing_is_told_of_an_unfinished_handshake():

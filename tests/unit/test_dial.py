@@ -18,6 +18,7 @@ from tlsagent.errors import (
     ConnectionLost,
     ConnectTimeout,
     HandshakeTimeout,
+    InactivityTimeout,
     ResolutionTimeout,
 )
 
@@ -81,6 +82,23 @@ def test_overdue(phase, kind, seconds):
     assert error.phase == phase
     assert seconds in str(error)
     assert f"timeouts.{phase}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("connect", "kind"), [(9.0, InactivityTimeout), (None, InactivityTimeout), (1.0, ConnectTimeout)]
+)
+def test_silence_while_connecting(connect, kind):
+    """`timeout` counts while connecting too; of the two limits the nearer one is named. A look-up is no silence."""
+    plan = AgentCore(AgentOptions(reject_unauthorized=False, timeout=2)).origin_plan("https://a.test/")
+    attempt = Dial(plan, Timeouts(lookup=5.0, connect=connect, handshake=None))
+    attempt.enter("lookup", 0.0)
+    assert attempt.deadline == 5.0
+
+    attempt.enter("connect", 1.0)
+
+    assert attempt.deadline == 1.0 + min(2.0, connect or inf)
+    assert type(attempt.overdue()) is kind
+    assert attempt.overdue().phase == "connect"
 
 
 def test_describe_adds_what_is_missing():

@@ -46,17 +46,14 @@ TESTED_ELSEWHERE = {
     "_drivers/sockets": "../wire/test_lifecycle.py",
     "_drivers/threads": "../wire/test_requests.py",
     "_drivers/threads_raw": "../wire/test_raw.py",
-    # A core is tested with a driver: the simulated one, which is tested by that.
-    "_core": "../sim/test_core.py",
-    "testing/simulation": "../sim/test_core.py",
-    "sansio": "test_house.py",
     # The private rooms of the testing servers have one face.
     "testing/_asgi": "test_testing_server.py",
     "testing/_hello": "test_testing_server.py",
     "testing/_http": "test_testing_server.py",
     "testing/_link": "test_testing_server.py",
     "testing/_listen": "test_testing_server.py",
-    "testing/_peer": "test_scripted.py",
+    "testing/_network": "test_simulation.py",
+    "testing/_peer": "test_simulation.py",
     "testing/_settings": "test_testing_server.py",
     "testing/_tls": "test_testing_server.py",
     "testing/records": "test_testing_server.py",
@@ -66,7 +63,6 @@ TESTED_ELSEWHERE = {
 OWED = {
     "_drivers/addresses",
     "_secure_context",
-    "_stats",
     "events",
 }
 

@@ -33,7 +33,7 @@ from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, 
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import AgentClosed, ConnectionLost, RequestError
+from tlsagent.errors import AgentClosed, RequestError
 from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
@@ -650,8 +650,9 @@ class AsyncAgent:
                 connection.handle_timeout(now)
                 break
             await asyncio.wait((handshake,), timeout=_remaining(min(dial.deadline, connection.next_deadline())))
-        if connection.info is None or connection.error is not None:
-            raise connection.error or ConnectionLost("the connection closed during the handshake")
+        failure = connection.handshake_error
+        if failure is not None:
+            raise failure
         self._core.tell_secured(connection)
 
     async def _transport_socket(self, dial: Dial) -> socket.socket:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import race_of
 from tlsagent._drivers.sockets import Wire, names_of, new_socket, unix_address, users_socket
-from tlsagent.errors import ConnectionLost
 from tlsagent.events import Connected, Connecting
 
 if TYPE_CHECKING:
@@ -185,12 +184,13 @@ class Dialling:
         wire.flush(connection, now)
         if connection.info is None and now >= connection.next_deadline():
             connection.handle_timeout(now)
-        if connection.error is not None or (connection.dead is not None and connection.info is None):
+        failure = connection.handshake_error
+        if failure is not None:
             if self._core.may_dial_again(self.dial, connection):
                 self._start_over(connection)
                 self._advance(buffer)
                 return
-            raise connection.error or ConnectionLost("the connection closed during the handshake")
+            raise failure
         if connection.info is not None:
             self.done = True
             self._core.tell_secured(connection)

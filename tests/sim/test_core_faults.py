@@ -242,6 +242,24 @@ def test_bytes_behind_a_response_cost_the_connection():
     assert sim.links == []
 
 
+@pytest.mark.parametrize("ending", ["close", "drop"])
+def test_connection_that_ends_behind_its_response_is_not_handed_on(ending):
+    """A waiter does not get a connection whose end has arrived together with the response before."""
+
+    def app(request, peer):
+        peer.respond(Reply(body=b"last words"))
+        getattr(peer, ending)()
+
+    sim = Simulation(max_sockets=1, server=SimulatedServer(app))
+    handles = [sim.request("POST", URL) for _ in range(3)]
+
+    sim.run_until_idle()
+
+    assert [handle.response.content for handle in handles] == [b"last words"] * 3
+    assert [handle.response.attempts for handle in handles] == [1, 1, 1]
+    assert sim.stats().closed == {"peer": 3}
+
+
 def test_tickets_on_an_idle_connection_are_no_stray_data():
     """TLS 1.3 tickets that arrive while a connection is idle are kept, and so is the connection."""
     sim = Simulation(network=Network(latency=0.05))
