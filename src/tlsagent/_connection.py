@@ -173,6 +173,7 @@ class Connection:
         "_last_activity",
         "_limits",
         "_raw",
+        "_retirement",
         "_retires_at",
         "bytes_received",
         "bytes_sent",
@@ -219,6 +220,7 @@ class Connection:
         self._last_activity = now
         self._limits = limits
         self._retires_at = math.inf
+        self._retirement = "max_lifetime"
         self.idle_for = math.inf
         self._engine = TLSEngine(
             context,
@@ -304,12 +306,17 @@ class Connection:
         if overdue is not None:
             self._fail(overdue, now, reason="timeout")
 
+    def retire(self, reason: str) -> None:
+        """Let it finish what it carries and take nothing more. Two attribute writes: any thread may ask for it."""
+        self._retirement = reason
+        self._retires_at = -math.inf
+
     def check_idle(self, now: float) -> None:
         """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
         if self._inactivity is not None and now >= self._last_activity + self._inactivity:
             self.close("timeout")
         elif now >= self._retires_at:
-            self.close("max_lifetime")
+            self.close(self._retirement)
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -491,7 +498,7 @@ class Connection:
         if limits.max_requests is not None and self.requests >= limits.max_requests:
             return "max_requests"
         if now >= self._retires_at:
-            return "max_lifetime"
+            return self._retirement
         hint = http.idle_hint
         self.idle_for = math.inf if hint is None else hint - limits.hint_margin
         return None if self.idle_for > 0 else "keep_alive_hint"

@@ -429,6 +429,12 @@ class AgentCore:
         """Whether any connection carries a request."""
         return self.pool.counts().active > 0
 
+    def network_changed(self, now: float) -> None:
+        """Close what is idle; what carries a request finishes it and is closed then."""
+        for connection in self._tally.living():
+            connection.retire("network_changed")
+        self.pool.close_idle(now, "network_changed")
+
     def living(self) -> list[Connection]:
         """Return all connections that are not closed, idle, active or in their handshake."""
         return self._tally.living()

@@ -77,3 +77,20 @@ def test_connection_past_its_lifetime_is_not_used(open_agent, server):
     assert not agent.request("GET", server.url + "/hello").reused
     agent.request("GET", server.url + "/delay/0.25")
     assert not agent.request("GET", server.url + "/hello").reused
+
+
+def test_after_a_change_of_network_every_connection_is_new(open_agent, server):
+    """
+    `network_changed` closes idle connections at once and active ones when they are done.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.preconnect(server.url, 2)
+    active = agent.submit("GET", server.url + "/delay/0.3")
+    assert server.wait_for(lambda s: s.stats.requests == 1)
+
+    agent.call(agent.agent.network_changed) if agent.driver != "threads" else agent.agent.network_changed()
+
+    assert server.wait_for(lambda s: s.stats.open_connections == 1)
+    assert active.result(5).status == 200
+    assert not agent.request("GET", server.url + "/hello").reused
+    assert agent.agent.stats().closed["network_changed"] == 2

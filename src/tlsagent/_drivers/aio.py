@@ -840,6 +840,13 @@ class AsyncAgent:
             self._core.pool.close_idle(now)
             self._carry_out(now)
 
+    def network_changed(self) -> None:
+        """Use no present connection for a further request: idle ones are closed now, active ones when they are done."""
+        if self._loop is not None:
+            now = time.monotonic()
+            self._core.network_changed(now)
+            self._carry_out(now)
+
     def stats(self) -> AgentStats:
         """Return all counters, in total and by key."""
         return self._core.stats()

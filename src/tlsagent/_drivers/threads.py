@@ -728,6 +728,13 @@ class Agent:
             actions = self._collect()
         self._do(actions)
 
+    def network_changed(self) -> None:
+        """Use no present connection for a further request: idle ones are closed now, active ones when they are done."""
+        with self._lock:
+            self._core.network_changed(time.monotonic())
+            actions = self._collect()
+        self._do(actions)
+
     def stats(self) -> AgentStats:
         """Return all counters, in total and by key."""
         with self._lock:
