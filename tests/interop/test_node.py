@@ -1,7 +1,7 @@
 """
 The agent against Node: its https server, and its client as the oracle for the codes of refused certificates.
 
-Needs the command `node` (20 or later; package "nodejs") on PATH. Without it these tests fail: a skip would hide that
+Needs Node 20 or later: that of the test dependencies, or `node` on PATH. Without it these tests fail: a skip would hide that
 nothing was compared.
 """
 
