@@ -1,8 +1,8 @@
 """
 The agent against Node: its https server, and its client as the oracle for the codes of refused certificates.
 
-Needs Node 20 or later: that of the test dependencies, or `node` on PATH. Without it these tests fail: a skip would hide that
-nothing was compared.
+Needs Node 20 or later: that of the test dependencies, or `node` on PATH. Without it these tests fail: a skip would
+hide that nothing was compared.
 """
 
 from __future__ import annotations
