@@ -7,7 +7,7 @@ Knows nothing of framing (that is `_http`) and nothing of waiting (a driver iter
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, cast
 
 from tlsagent.errors import LocalProtocolError
@@ -76,7 +76,7 @@ class Body:
             return _read(source)
         return (piece for chunk in source for piece in _cut(_bytes_of(chunk)))
 
-    async def apieces(self) -> AsyncIterator[bytes | memoryview]:
+    async def apieces(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Do the same for an asynchronous iterable."""
         async for chunk in self._source:
             for piece in _cut(_bytes_of(chunk)):

@@ -15,7 +15,15 @@ from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine
 from tlsagent._tls.listeners import stderr_tracer
 from tlsagent._tls.verify import check_server_identity
-from tlsagent.errors import ConnectionLost, HandshakeError, InactivityTimeout, RequestError, TLSAgentError, quoted
+from tlsagent.errors import (
+    ConnectionLost,
+    HandshakeError,
+    InactivityTimeout,
+    LocalProtocolError,
+    RequestError,
+    TLSAgentError,
+    quoted,
+)
 
 if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
@@ -244,7 +252,7 @@ class Connection:
         self.ended: Exchange | None = None
         self.sessions: list[Session] = []
         self.dead: str | None = None
-        self.error: RequestError | None = None
+        self.error: TLSAgentError | None = None
         self.dial_timings = dial_timings
         self.dialled_at = dialled_at
         self.bytes_sent = 0
@@ -372,7 +380,7 @@ class Connection:
         if self.exchange is exchange:
             self.exchange = None
             self.ended = exchange
-            exchange.ended_at = now
+            exchange.fail(LocalProtocolError("the response was closed before its end", code="ERR_TLSAGENT_CLOSED"), now)
             self.abort(reason)
 
     # --- Raw bytes ----------------------------------------------------------------------------------------------------
@@ -391,7 +399,7 @@ class Connection:
     # --- The end ------------------------------------------------------------------------------------------------------
 
     @property
-    def handshake_error(self) -> RequestError | None:
+    def handshake_error(self) -> TLSAgentError | None:
         """
         Why no request may begin on it though its handshake is over, or None.
 
@@ -425,7 +433,7 @@ class Connection:
         self._fail(error, now, reason=reason)
 
     def _fail(self, error: BaseException, now: float, reason: str | None = None) -> None:
-        if isinstance(error, RequestError):
+        if isinstance(error, TLSAgentError):
             self.error = self.error or error
         exchange, self.exchange = self.exchange, None
         if exchange is not None:

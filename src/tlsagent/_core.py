@@ -101,7 +101,7 @@ class AgentCore:
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
         self._plain: OrderedDict[tuple[str, str], tuple[Plan, RequestHead]] = OrderedDict()
-        self._mappings: OrderedDict[tuple[tuple[str, Any], ...], ConnectionOptions] = OrderedDict()
+        self._mappings: OrderedDict[tuple[tuple[str, type, Any], ...], ConnectionOptions] = OrderedDict()
         self._timeouts = cast("Timeouts", options.timeouts)
         self._timers: Deadlines[Connection] = Deadlines()
         self._retry = bool(options.retry)
@@ -189,7 +189,8 @@ class AgentCore:
         return plan, target
 
     def _converted(self, mapping: Mapping[str, Any]) -> ConnectionOptions:
-        content = tuple(mapping.items())
+        # With the types: 0 == False, and only the literal False turns verification off.
+        content = tuple((name, type(value), value) for name, value in mapping.items())
         try:
             known = self._mappings.get(content)
         except TypeError:
@@ -407,10 +408,9 @@ class AgentCore:
             self.dial_failed(dial, failure, now)
             return
         dial.enter(None, now)
-        if dial.attempt is None:
-            return
         connection.timer = Timer(connection)
-        self.pool.connected(dial.attempt, connection, now)
+        if dial.attempt is not None:
+            self.pool.connected(dial.attempt, connection, now)
         self.watch(connection)
 
     def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:

@@ -241,6 +241,10 @@ class Exchange:
         self.request_sent = True
         self._clock(now, self.timeouts.send)
 
+    def stalled(self) -> None:
+        """Note that the next piece of the body is not here yet, which is not the peer's fault: only `total` runs."""
+        self.deadline = self.total_at
+
     def sent(self, now: float) -> None:
         """Note that the whole request was handed on."""
         self.request_sent = True

@@ -62,4 +62,8 @@ class RawStream:
             raise ConnectionLost(
                 "the peer closed the connection without close_notify: data may be missing", phase="receive"
             )
-        return b"" if self._clean or connection.dead is not None else None
+        if self._clean:
+            return b""
+        if connection.dead is not None:
+            raise ConnectionLost("the connection is closed", phase="receive")
+        return None

@@ -120,7 +120,7 @@ class Response(ResponseFacts):
         charset = message.get_content_charset() or "utf-8"
         try:
             return self.content.decode(charset, "replace")
-        except LookupError:
+        except (LookupError, ValueError):  # the peer chose the charset; some cannot decode bytes at all
             return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:

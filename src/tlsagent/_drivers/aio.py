@@ -37,7 +37,7 @@ from tlsagent.errors import AgentClosed, RequestError
 from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -130,6 +130,8 @@ class _Protocol(asyncio.BufferedProtocol):
             return
         if self.raw is not None:
             self.raw.advanced()
+            if connection.dead is not None:
+                agent._shut(connection, connection.dead)
         elif connection.ended is not None or connection.dead is not None:
             agent._settle(connection, exchange, now)
         elif exchange is not None:
@@ -433,9 +435,12 @@ class AsyncAgent:
         connection: Connection = exchange.lease.connection
         protocol: _Protocol = connection.transport
         if body.asynchronous:
-            async for piece in body.apieces():
-                if not await self._send_piece(exchange, protocol, piece):
-                    return
+            async with contextlib.aclosing(body.apieces()) as pieces:
+                while (piece := await self._next_piece(exchange, pieces)) is not None:
+                    if not await self._send_piece(exchange, protocol, piece):
+                        return
+            if exchange.lease is None:
+                return
         else:
             for piece in body.pieces():
                 if not await self._send_piece(exchange, protocol, piece):
@@ -444,6 +449,25 @@ class AsyncAgent:
         connection.end_body(exchange, now)
         protocol.advance(now)
 
+    async def _next_piece(
+        self, exchange: Exchange, pieces: AsyncGenerator[bytes | memoryview, None]
+    ) -> bytes | memoryview | None:
+        """Return the next piece, None after the last or once the exchange has ended, iterable or not."""
+        exchange.stalled()
+        coming = self._loop.create_task(_anext(pieces))
+        try:
+            while not coming.done():
+                waker = exchange.waker = self._loop.create_future()
+                await asyncio.wait((coming, waker), return_when=asyncio.FIRST_COMPLETED)
+                if exchange.lease is None:
+                    return None
+        finally:
+            exchange.waker = None
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait((coming,))
+        return coming.result()
+
     async def _send_piece(self, exchange: Exchange, protocol: _Protocol, piece: bytes | memoryview) -> bool:
         now = time.monotonic()
         if not protocol.connection.send_body(exchange, piece, now):
@@ -451,6 +475,8 @@ class AsyncAgent:
             return False
         protocol.flush()
         if protocol.writable is not None:
+            if self._core.watch(protocol.connection) < self._timer_at:
+                self._arm(now)
             await protocol.writable
             return exchange.error is None and not exchange.complete
         return True
@@ -486,6 +512,7 @@ class AsyncAgent:
             connection: Connection = exchange.lease.connection
             connection.drop(exchange, now, "dropped")
             self._settle(connection, None, now)
+            _wake(exchange)
 
     def _abandon(self, exchange: Exchange) -> None:
         """Take over an exchange from a finaliser, which may run anywhere."""
@@ -551,7 +578,10 @@ class AsyncAgent:
             exchange: Exchange = effect.ticket.user
             exchange.ticket = None
             exchange.lease = effect.lease
-            self._begin_or_queue(exchange, now)
+            if exchange.waker is not None and exchange.waker.cancelled():
+                self._core.give_back(exchange, now)  # its task was cancelled in this very turn
+            else:
+                self._begin_or_queue(exchange, now)
         elif type(effect) is Refuse:
             exchange = effect.ticket.user
             exchange.ticket = None
@@ -560,7 +590,7 @@ class AsyncAgent:
         elif type(effect) is Connect:
             task = self._loop.create_task(self._dial(effect.attempt.user))
             self._dialling.add(task)
-            task.add_done_callback(self._dialling.discard)
+            task.add_done_callback(functools.partial(self._dial_ended, effect.attempt.user))
         elif type(effect) is Close:
             self._shut(effect.connection, effect.reason)
 
@@ -607,6 +637,15 @@ class AsyncAgent:
         self._carry_out(now)
         if dial.on_done is not None:
             dial.on_done(connection, error)
+
+    def _dial_ended(self, dial: Dial, task: asyncio.Task[None]) -> None:
+        self._dialling.discard(task)
+        if task.cancelled():  # before its first step, or it would have said so itself
+            now = time.monotonic()
+            self._core.dial_failed(dial, closed_error(), now)
+            self._carry_out(now)
+            if dial.on_done is not None:
+                dial.on_done(None, closed_error())
 
     async def _open(self, dial: Dial, raw: RawStream | None = None) -> Connection:
         """Return a connection whose handshake is complete and whose peer is verified."""
@@ -825,13 +864,22 @@ class AsyncAgent:
                 raise
             raise described from error
         protocol: _Protocol = connection.transport
-        raw: AsyncRawConnection | RawTransport
-        if protocol_factory is None:
-            raw = protocol.raw = AsyncRawConnection(protocol, stream, self._shut)
-            return raw
-        users = protocol_factory()
-        raw = protocol.raw = RawTransport(protocol, stream, self._shut, users)
-        return raw, users
+        try:
+            if self._closed:
+                raise closed_error()
+            if protocol_factory is None:
+                raw = protocol.raw = AsyncRawConnection(protocol, stream, self._shut)
+                return raw
+            users = protocol_factory()
+            transport = protocol.raw = RawTransport(protocol, stream, self._shut, users)
+            return transport, users
+        except BaseException:
+            self._shut(connection, "close")
+            raise
+        finally:
+            now = time.monotonic()
+            self._core.connected(dial, connection, now)
+            self._arm(now)
 
     def close_idle(self) -> None:
         """Close all idle connections."""
@@ -864,14 +912,14 @@ class AsyncAgent:
             self.destroy()
             return
         self._refuse()
-        if self._core.busy:
-            self._quiet = asyncio.Event()
-            try:
-                async with asyncio.timeout(drain):
-                    await self._quiet.wait()
-            except TimeoutError:
-                pass
-        self.destroy()
+        try:
+            if self._core.busy:
+                self._quiet = self._quiet or asyncio.Event()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(drain):
+                        await self._quiet.wait()
+        finally:
+            self.destroy()
         if self._dialling:
             await asyncio.gather(*self._dialling, return_exceptions=True)
 
@@ -931,6 +979,10 @@ def _wake(exchange: Exchange) -> None:
 def _close_unused(connecting: asyncio.Task[socket.socket]) -> None:
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().close()
+
+
+async def _anext(pieces: AsyncGenerator[bytes | memoryview, None]) -> bytes | memoryview | None:
+    return await anext(pieces, None)
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tlsagent._body import PIECE
 from tlsagent._raw import HIGH_WATER, RawStream
-from tlsagent.errors import ConnectionLost
+from tlsagent.errors import ConnectionLost, TLSAgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ class RawTransport(asyncio.Transport):
             while data := self._stream.take(PIECE, self._connection):
                 protocol.data_received(data)
             ended = data is not None
-        except ConnectionLost as exc:
+        except TLSAgentError as exc:
             error, ended = exc, True
         if ended and not self._lost:
             if error is None:

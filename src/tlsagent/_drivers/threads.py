@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
+_LOOK_AGAIN: Final = 0.5
+"""Seconds after which a thread that waits for a connection looks for responses that were dropped unread."""
 
 
 class _WakeUp:
@@ -399,7 +401,12 @@ class Agent:
             elif dialling is not None:
                 self._dial_on(dialling, waiter, limit)
             else:
-                waiter.sleep(limit - now)
+                # A finaliser takes no lock and wakes nobody: what it leaves is looked for now and then.
+                waiter.sleep(min(limit - now, _LOOK_AGAIN))
+                if self._core.abandoned:
+                    with self._lock:
+                        actions = self._collect()
+                    self._do(actions)
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
         with self._lock:
@@ -415,7 +422,7 @@ class Agent:
         """Carry the attempt one step on, then wait for the next or to be woken."""
         if waiter.wake_up is None:
             waiter.wake_up = self._wake_ups.popleft() if self._wake_ups else _new_wake_up(dialling.dial)
-            dialling.wake = waiter.wake
+        dialling.wake = waiter.wake
         waiter.wake_up.clear()
         self._step(dialling)
         if dialling.done:
@@ -533,7 +540,8 @@ class Agent:
         buffer = self._buffers.pop() if self._buffers else self._borrow()
         try:
             now = time.monotonic()
-            if not wire.receive(connection, buffer, now) and now >= deadline:
+            wire.receive(connection, buffer, now)
+            if connection.dead is None and connection.exchange is exchange and now >= connection.next_deadline():
                 connection.handle_timeout(now)
         finally:
             self._buffers.append(buffer)
@@ -587,6 +595,8 @@ class Agent:
 
     def _collect(self) -> _Actions:
         """Drain and place the effects; call with the lock held."""
+        if self._core.abandoned:
+            self._core.drop_abandoned(time.monotonic())
         actions = _Actions()
         for effect in self._core.effects():
             if type(effect) is Close:
@@ -713,6 +723,9 @@ class Agent:
         if dialling.error is not None:
             raise dialling.error
         assert dialling.connection is not None
+        if self._closed:
+            self._close_raw(dialling.connection)
+            raise closed_error()
         return RawConnection(self._core, dialling.connection, stream, self._close_raw)
 
     def _close_raw(self, connection: Connection) -> None:
