@@ -78,8 +78,9 @@ def test_error_of_the_connection():
 
 
 def test_connection_that_we_closed():
-    """After our own close there is nothing more: b""."""
+    """After our own close reading is an error: b"" would say that the peer has ended in good order."""
     connection = Connection()
     connection.dead = "close"
 
-    assert stream().take(9, connection) == b""
+    with pytest.raises(ConnectionLost):
+        stream().take(9, connection)
