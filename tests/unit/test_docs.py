@@ -103,9 +103,9 @@ def test_the_links_between_the_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_page_of_options_is_that_of_the_code():
+def test_the_pages_made_from_code_are_those_of_the_code():
     """
-    docs/options.md is what `make docs` writes.
+    docs/options.md and docs/node.md are what `make docs` writes.
     """
     spec = importlib.util.spec_from_file_location("make_options", ROOT / "docs" / "make_options.py")
     assert spec is not None
@@ -113,7 +113,9 @@ def test_the_page_of_options_is_that_of_the_code():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    assert (ROOT / "docs" / "options.md").read_text() == module.page(), "run `make docs`"
+    assert sorted(module.PAGES) == ["node.md", "options.md"]
+    for name, page in module.PAGES.items():
+        assert (ROOT / "docs" / name).read_text() == page(), "run `make docs`"
 
 
 def test_the_readme_names_the_options_that_are_missing():
