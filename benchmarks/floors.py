@@ -131,7 +131,7 @@ class BareTLS(Floor):
         super().__init__(shared)
         identity = shared.plan.key.identity
         self.engine = TLSEngine(
-            shared.plan.context,  # type: ignore[arg-type]  # opaque to the plan
+            shared.plan.origin.context,  # type: ignore[arg-type]  # opaque to the plan
             verified_name=identity.verified_name,
             server_name=identity.server_name,
             alpn_protocols=identity.alpn_protocols,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tlsagent._options import Http1Options as Http1Options
     from tlsagent._options import ServerOptionWarning as ServerOptionWarning
     from tlsagent._options import Timeouts as Timeouts
+    from tlsagent._proxy import Proxy as Proxy
     from tlsagent._response import Response as Response
     from tlsagent._secure_context import create_secure_context as create_secure_context
     from tlsagent._stats import AgentStats as AgentStats
@@ -82,6 +83,7 @@ _HOMES = {
     "_http.messages": ("Headers", "ResponseHead"),
     "_option_rules": ("Psk",),
     "_options": ("UNSET", "AgentOptions", "ConnectionOptions", "Http1Options", "ServerOptionWarning", "Timeouts"),
+    "_proxy": ("Proxy",),
     "_response": ("Response",),
     "_secure_context": ("create_secure_context",),
     "_stats": ("AgentStats", "Counters"),

@@ -9,30 +9,35 @@ belongs to whoever holds its lease; it takes no locks.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine
 from tlsagent._tls.listeners import stderr_tracer
 from tlsagent._tls.verify import check_server_identity
+from tlsagent._tunnelled import TunnelledEngine
 from tlsagent.errors import (
     ConnectionLost,
     HandshakeError,
     InactivityTimeout,
     LocalProtocolError,
+    ProxyError,
     RequestError,
     TLSAgentError,
     quoted,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP1Engine
-    from tlsagent._identity import Plan
+    from tlsagent._identity import Plan, Secured
     from tlsagent._tls.certificates import PeerCertificate
     from tlsagent._tls.context import SecureContext
     from tlsagent._tls.engine import HandshakeFacts
     from tlsagent._tls.sessions import Session
+    from tlsagent._tunnel import Tunnel
 
 MAX_SESSIONS: Final = 64
 """TLS sessions taken from one connection between two looks of the agent, so that a flood of tickets is bounded."""
@@ -56,6 +61,7 @@ class ConnectionInfo:
         early_data: "none", "accepted" or "rejected".
         authorized: Whether the peer's certificate was verified and is for the right name.
         authorization_error: Node's code of what was wrong, or None.
+        proxy: URL of the proxy it goes through, without credentials; or None.
         peer_certificate: The server's certificate.
         peer_chain: What the server sent, its own certificate first; on resumption that of the full handshake.
         ocsp_response: The stapled OCSP response, or None.
@@ -77,6 +83,7 @@ class ConnectionInfo:
         "local_address",
         "opened_at",
         "protocol_version",
+        "proxy",
         "remote_address",
         "session_reused",
         "why_not_resumed",
@@ -91,6 +98,7 @@ class ConnectionInfo:
         opened_at: float,
         why_not_resumed: str | None,
         http_engine: str | None,
+        proxy: str | None,
     ) -> None:
         self._facts = facts
         self.id = id
@@ -106,6 +114,7 @@ class ConnectionInfo:
         self.opened_at = opened_at
         self.why_not_resumed = why_not_resumed
         self.http_engine = http_engine
+        self.proxy = proxy
 
     @property
     def peer_certificate(self) -> PeerCertificate | None:
@@ -168,6 +177,7 @@ class Connection:
         idle_for: Seconds it may be idle by the peer's word, infinity if it gave none.
         bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
         dialled_at, dial_timings: When its dial began, and the seconds that lookup, connect and handshake took.
+        tunnelling: Whether a proxy has not opened its tunnel yet.
         timer: The agent's; opaque here.
         transport: The driver's; opaque here.
     """
@@ -180,6 +190,7 @@ class Connection:
         "_inactivity",
         "_last_activity",
         "_limits",
+        "_on_tunnel_opened",
         "_raw",
         "_retirement",
         "_retires_at",
@@ -200,12 +211,12 @@ class Connection:
         "sessions_stored",
         "timer",
         "transport",
+        "tunnelling",
     )
 
     def __init__(
         self,
         plan: Plan,
-        context: SecureContext,
         *,
         id: int,  # noqa: A002 - the name it has in ConnectionInfo
         now: float,
@@ -217,8 +228,9 @@ class Connection:
         dial_timings: dict[str, float],
         dialled_at: float,
         limits: SocketLimits,
+        tunnel: Tunnel | None,
+        on_tunnel_opened: Callable[[float], None],
     ) -> None:
-        identity = plan.key.identity
         self.plan = plan
         self._id = id
         self._http = http
@@ -230,22 +242,14 @@ class Connection:
         self._retires_at = math.inf
         self._retirement = "max_lifetime"
         self.idle_for = math.inf
-        self._engine = TLSEngine(
-            context,
-            verified_name=identity.verified_name,
-            server_name=identity.server_name,
-            alpn_protocols=identity.alpn_protocols,
-            reject_unauthorized=identity.reject_unauthorized,
-            check_identity=identity.check_server_identity or check_server_identity,
-            session=session,
-            trust=plan.trust,
-            min_dh_size=identity.min_dh_size,
-            pins=identity.pins,
-            request_ocsp=identity.request_ocsp,
-            psk_callback=identity.psk_callback,
-            trace=stderr_tracer(plan.key.digest) if plan.key.route.enable_trace else None,
-            wall_offset=wall - now,
-        )
+        trace = stderr_tracer(plan.key.digest) if plan.key.route.enable_trace else None
+        engine = _engine(plan.origin, wall - now, session, trace)
+        self._engine: TLSEngine | TunnelledEngine = engine
+        self.tunnelling = tunnel is not None
+        self._on_tunnel_opened = on_tunnel_opened
+        if tunnel is not None:
+            outer = _engine(plan.proxy_tls, wall - now) if plan.proxy_tls is not None else None
+            self._engine = TunnelledEngine(engine, tunnel, outer)
         self.info: ConnectionInfo | None = None
         self.exchange: Exchange | None = None
         self.requests = 0
@@ -284,7 +288,8 @@ class Connection:
 
     def receive_error(self, error: OSError, now: float) -> None:
         """Take the failure of the socket."""
-        lost = ConnectionLost(f"the connection broke: {error.strerror or error}", code=_os_code(error))
+        broken = ProxyError if self.tunnelling else ConnectionLost
+        lost = broken(f"the connection broke: {error.strerror or error}", code=_os_code(error))
         lost.__cause__ = error
         self._fail(lost, now)
 
@@ -443,7 +448,13 @@ class Connection:
         self.dead = self.dead or reason or ("lost" if isinstance(error, ConnectionLost) else "error")
         self._engine.abort()
 
-    # --- What the TLS engine tells: it is a TLSSink -------------------------------------------------------------------
+    # --- What the TLS engine tells: it is a TunnelSink ----------------------------------------------------------------
+
+    def tunnel_opened(self, engine: TLSEngine | TunnelledEngine, now: float) -> None:
+        """Note that the handshake with the origin begins."""
+        self._engine = engine
+        self.tunnelling = False
+        self._on_tunnel_opened(now)
 
     def secured(self, facts: HandshakeFacts, now: float) -> None:
         """Note the end of the handshake; refuse a protocol that is not ours to speak."""
@@ -461,6 +472,7 @@ class Connection:
             opened_at=now,
             why_not_resumed=why,
             http_engine=self._http.name if self._http is not None else None,
+            proxy=self.plan.proxy.url if self.plan.proxy is not None else None,
         )
 
     def session_received(self, session: Session) -> None:
@@ -523,6 +535,31 @@ class Connection:
                 self.close(why_not)
         elif exchange.error is not None:
             self._fail(exchange.error, now)
+
+
+def _engine(
+    secured: Secured,
+    wall_offset: float,
+    session: Session | None = None,
+    trace: Callable[[str], object] | None = None,
+) -> TLSEngine:
+    identity = secured.identity
+    return TLSEngine(
+        cast("SecureContext", secured.context),
+        verified_name=identity.verified_name,
+        server_name=identity.server_name,
+        alpn_protocols=identity.alpn_protocols,
+        reject_unauthorized=identity.reject_unauthorized,
+        check_identity=identity.check_server_identity or check_server_identity,
+        session=session,
+        trust=secured.trust,
+        min_dh_size=identity.min_dh_size,
+        pins=identity.pins,
+        request_ocsp=identity.request_ocsp,
+        psk_callback=identity.psk_callback,
+        trace=trace,
+        wall_offset=wall_offset,
+    )
 
 
 def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ single assignments) and what is said to take no lock.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -40,6 +41,7 @@ from tlsagent._pool import Connect, Effect, Lease, Pool, Ticket
 from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally
 from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
+from tlsagent._tunnel import Tunnel, tunnel_to
 from tlsagent.errors import (
     CertificateError,
     ConnectionLost,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tlsagent._http.messages import CallerFields, RequestHead
-    from tlsagent._tls.context import SecureContext
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _MAX_PLANS: Final = 16_384
@@ -204,7 +205,7 @@ class AgentCore:
         if special is not None:
             warn_of_server_options(special)
         said = self._said if special is None else special.merged_over(self._said)
-        return plan_for(parse_authority(authority), said, context_for)
+        return plan_for(parse_authority(authority), said, context_for, proxy_trust=self._said)
 
     def raw_dial(
         self,
@@ -217,7 +218,8 @@ class AgentCore:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
         special = said if below is None else said.merged_over(below)
         warn_of_server_options(special)
-        plan = plan_for(origin_of(host, port), special.merged_over(self._said), context_for)
+        said_of_all = special.merged_over(self._said)
+        plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 
     def origin_plan(self, origin: str) -> Plan:
@@ -342,10 +344,10 @@ class AgentCore:
         raw: RawSink | None = None,
     ) -> Connection:
         """Return the connection for a transport that is open; its ClientHello waits to be sent. Takes no lock."""
-        dial.enter("handshake", now)
+        tunnel = self._tunnel(dial)
+        dial.enter("handshake" if tunnel is None else "tunnel", now)
         connection = Connection(
             dial.plan,
-            cast("SecureContext", dial.plan.context),
             id=next(self._ids),
             now=now,
             wall=wall,
@@ -356,9 +358,15 @@ class AgentCore:
             dial_timings=dial.timings,
             dialled_at=dial.begun_at,
             limits=self._socket_limits,
+            tunnel=tunnel,
+            on_tunnel_opened=functools.partial(dial.enter, "handshake"),
         )
         self._tally.opened(connection)
         return connection
+
+    def _tunnel(self, dial: Dial) -> Tunnel | None:
+        proxy = dial.plan.proxy
+        return None if proxy is None else tunnel_to(dial.target, proxy)
 
     def _session_for(self, plan: Plan, wall: float) -> Session | None:
         """Return the session that the options bring, once, else one of the store."""

@@ -16,9 +16,11 @@ from tlsagent.errors import (
     HandshakeTimeout,
     InactivityTimeout,
     Phase,
+    ProxyError,
     RequestError,
     RequestTimeout,
     ResolutionTimeout,
+    TunnelTimeout,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {
     "lookup": (ResolutionTimeout, "the name was not resolved within {:g} s (timeouts.lookup)"),
     "connect": (ConnectTimeout, "no address accepted a connection within {:g} s (timeouts.connect)"),
+    "tunnel": (TunnelTimeout, "the proxy did not open the tunnel within {:g} s (timeouts.tunnel)"),
     "handshake": (HandshakeTimeout, "the TLS handshake did not end within {:g} s (timeouts.handshake)"),
 }
 
@@ -46,12 +49,14 @@ class Dial:
         timings: Seconds by phase, filled as phases end.
         begun_at: When its first phase began, infinity before that.
         deadline: When the present phase is overdue.
+        target: What the proxy, if there is one, is to connect to.
         without_session: Whether to offer no TLS session: the peer has refused one.
         on_done: Told the connection or the error at the end, by drivers that wait for one.
     """
 
     __slots__ = (
         "_entered_at",
+        "_resolves_target",
         "_silent",
         "_timeouts",
         "attempt",
@@ -60,6 +65,7 @@ class Dial:
         "on_done",
         "phase",
         "plan",
+        "target",
         "timings",
         "without_session",
     )
@@ -71,11 +77,27 @@ class Dial:
         self.timings: dict[str, float] = {}
         self.begun_at = math.inf
         self.deadline = math.inf
+        self.target: tuple[str, int] = (plan.key.route.host, plan.key.route.port)
         self.without_session = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
         self._timeouts = timeouts
         self._silent = False
         self._entered_at = 0.0
+        # A socks5 proxy is given an address: the origin's name is resolved here, before the proxy's own.
+        self._resolves_target = plan.proxy is not None and plan.proxy.scheme == "socks5"
+
+    @property
+    def unresolved(self) -> tuple[str, int]:
+        """The host to be resolved next, and its port."""
+        return self.target if self._resolves_target else self.plan.key.route.first_hop
+
+    def resolved(self, address: str) -> bool:
+        """Take the first address of what was `unresolved`; returns whether it is the one to connect to."""
+        if not self._resolves_target:
+            return True
+        self._resolves_target = False
+        self.target = (address, self.target[1])
+        return False
 
     def enter(self, phase: Phase | None, now: float) -> None:
         """Begin a phase, which ends the one before; None ends the last."""
@@ -105,7 +127,17 @@ class Dial:
             cause, code = error, errno.errorcode.get(error.errno or 0)
             error = ConnectError(f"no connection: {code} ({cause.strerror or cause})", code=code)
             error.__cause__ = cause
+        if self._seeks_proxy and isinstance(error, ConnectError) and not isinstance(error, ProxyError):
+            unreached = ProxyError(f"the proxy was not reached: {error}", code=error.code)
+            unreached.__cause__ = error
+            error = unreached
         if isinstance(error, RequestError):
             error.phase = error.phase or self.phase
             error.key = error.key or self.plan.key.digest
         return error
+
+    @property
+    def _seeks_proxy(self) -> bool:
+        return self.plan.proxy is not None and (
+            self.phase == "connect" or (self.phase == "lookup" and not self._resolves_target)
+        )

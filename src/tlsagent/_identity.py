@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import hmac
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -32,9 +34,12 @@ from tlsagent._options import (
 from tlsagent.errors import LocalProtocolError, OptionError, OptionTypeError, quoted
 
 if TYPE_CHECKING:
+    from tlsagent._proxy import Proxy
     from tlsagent._tls.certificates import PeerCertificate
 
 _DEFAULT_PORT: Final = 443
+# Digests of credentials mean nothing outside this process: nobody can try passwords against one that was printed.
+_DIGEST_KEY: Final = os.urandom(32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +155,24 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyRoute:
+    """
+    By whom the bytes go.
+
+    Attributes:
+        scheme, host, port: The proxy.
+        credentials: A digest of who we are to it, or None.
+        identity: Whom we trust there, for a proxy that speaks TLS.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    credentials: bytes | None
+    identity: Identity | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """
     Where the bytes go, by what kind of socket, and whether the way is watched.
@@ -168,10 +191,23 @@ class Route:
     no_delay: bool = True
     tcp_keep_alive: float | None = None
     enable_trace: bool = False
+    proxy: ProxyRoute | None = None
+
+    @property
+    def first_hop(self) -> tuple[str, int]:
+        """The host and port that a socket is connected to: the proxy's, if there is one."""
+        return (self.host, self.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
 
     def of_sessions(self) -> Route:
         """Return what of the route counts for sessions: who is at its other end, not how the bytes get there."""
-        return Route(host=self.host, port=self.port, path=self.path, lookup=self.lookup, socket=self.socket)
+        return Route(
+            host=self.host,
+            port=self.port,
+            path=self.path,
+            lookup=self.lookup,
+            socket=self.socket,
+            proxy=dataclasses.replace(self.proxy, credentials=None) if self.proxy is not None else None,
+        )
 
 
 class PoolKey:
@@ -221,23 +257,41 @@ class SessionScope:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Secured:
+    """
+    What it takes for TLS with somebody.
+
+    Attributes:
+        identity: Whom we trust, who we are, what we offer.
+        context: What the TLS engine is made from; holds the private keys.
+        trust: Digest of what the verification of the peer rests on.
+    """
+
+    identity: Identity
+    context: ContextHandle
+    trust: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Plan:
     """
     What it takes to make a connection for a key; made once per key and options.
 
     Attributes:
-        context: What the TLS engine is made from; holds the private keys, which the pool key knows only by digest.
+        origin: For TLS with the origin. Its context holds the private keys, which the pool key knows only by digest.
+        proxy: The proxy to go through, with credentials, which the pool key knows only by digest; or None.
+        proxy_tls: For TLS with the proxy, if it speaks TLS.
         inactivity: `options.timeout`, seconds or None.
-        trust: Digest of what the verification of the peer rests on.
         auto_select_family: Whether addresses of both families are tried.
         attempt_timeout: Seconds until the next address is tried, or None for when the one before has failed.
     """
 
     key: PoolKey
     scope: SessionScope
-    context: ContextHandle
+    origin: Secured
+    proxy: Proxy | None
+    proxy_tls: Secured | None
     inactivity: float | None
-    trust: bytes
     auto_select_family: bool
     attempt_timeout: float | None
     _sessions: list[_material.Session]
@@ -257,7 +311,9 @@ class Plan:
 MakeContext = Callable[[Identity, tuple[_material.PrivateKey, ...]], ContextHandle]
 
 
-def plan_for(origin: Origin, said: ConnectionOptions, make_context: MakeContext) -> Plan:
+def plan_for(
+    origin: Origin, said: ConnectionOptions, make_context: MakeContext, *, proxy_trust: ConnectionOptions | None = None
+) -> Plan:
     """
     Return the plan for connections to `origin`.
 
@@ -265,39 +321,72 @@ def plan_for(origin: Origin, said: ConnectionOptions, make_context: MakeContext)
         origin: Whom the URL names.
         said: What request and agent say, merged; the library's defaults are laid under here.
         make_context: Makes the context of an identity where the options bring none.
+        proxy_trust: Options whose `ca` verifies an https proxy that says nothing else.
 
     Raises:
         OptionError: A key needs a passphrase that nobody gave, or does not belong to its certificate.
     """
     options: Any = said.merged_over(DEFAULTS)
-    _require_client(options)
-    keys = unlocked(options.key or (), options.passphrase)
-    _require_pairs(options.cert or (), keys)
-    bundles = unlocked_pfx(options.pfx or (), options.passphrase)
-    keys += tuple(bundle.key for bundle in bundles)
-    identity = _identity(origin, options, keys, bundles)
+    secured = _secured(origin, options, make_context)
+    host, port = options.host or origin.host, options.port or origin.port
+    proxy: Proxy | None = options.proxy if options.proxy and options.proxy.serves(host, port) else None
+    proxy_tls = None if proxy is None else _proxy_tls(proxy, proxy_trust or said, make_context)
     route = Route(
-        host=options.host or origin.host,
-        port=options.port or origin.port,
-        path=options.path,
+        host=host,
+        port=port,
+        path=options.path or None,
         lookup=options.lookup,
-        socket=options.socket,
+        socket=options.socket or None,
         family=options.family or 0,
         local_address=options.local_address,
         local_port=options.local_port,
         no_delay=options.no_delay is not False,
         tcp_keep_alive=options.tcp_keep_alive,
         enable_trace=bool(options.enable_trace),
+        proxy=None if proxy is None else _proxy_route(proxy, proxy_tls),
     )
     return Plan(
-        key=PoolKey(origin, identity, route),
-        scope=SessionScope(origin, identity, route.of_sessions()),
-        context=identity.secure_context or make_context(identity, keys),
+        key=PoolKey(origin, secured.identity, route),
+        scope=SessionScope(origin, secured.identity, route.of_sessions()),
+        origin=secured,
+        proxy=proxy,
+        proxy_tls=proxy_tls,
         inactivity=options.timeout,
-        trust=identity.trust_digest(),
         auto_select_family=options.auto_select_family is not False,
         attempt_timeout=options.auto_select_family_attempt_timeout,
         _sessions=[options.session] if options.session is not None else [],
+    )
+
+
+def _secured(origin: Origin, options: Any, make_context: MakeContext) -> Secured:
+    _require_client(options)
+    keys = unlocked(options.key or (), options.passphrase)
+    _require_pairs(options.cert or (), keys)
+    bundles = unlocked_pfx(options.pfx or (), options.passphrase)
+    keys += tuple(bundle.key for bundle in bundles)
+    identity = _identity(origin, options, keys, bundles)
+    context = identity.secure_context or make_context(identity, keys)
+    return Secured(identity=identity, context=context, trust=identity.trust_digest())
+
+
+def _proxy_tls(proxy: Proxy, trusting: ConnectionOptions, make_context: MakeContext) -> Secured | None:
+    if proxy.scheme != "https":
+        return None
+    said = proxy.tls if proxy.tls is not None else ConnectionOptions(ca=trusting.ca)
+    return _secured(origin_of(proxy.host, proxy.port), said.merged_over(DEFAULTS), make_context)
+
+
+def _proxy_route(proxy: Proxy, tls: Secured | None) -> ProxyRoute:
+    credentials = None
+    if proxy.username is not None:
+        told = repr((proxy.username, proxy.password)).encode()
+        credentials = hmac.digest(_DIGEST_KEY, told, "sha256")
+    return ProxyRoute(
+        scheme=proxy.scheme,
+        host=proxy.host,
+        port=proxy.port,
+        credentials=credentials,
+        identity=tls.identity if tls is not None else None,
     )
 
 
@@ -431,6 +520,9 @@ KEY_TABLE: Final[Mapping[str, KeyRow]] = {
     "allow_partial_trust_chain": KeyRow(True, "context", "decides who is trusted"),
     "request_ocsp": KeyRow(True, "connection", "a connection made without it has no response to show"),
     "psk_callback": KeyRow(True, "connection", "decides who is trusted; the object itself, compared by =="),
+    "proxy": KeyRow(
+        True, "route", "decides by whom the bytes go; credentials by a digest, and sessions are shared over them"
+    ),
     "family": KeyRow(True, "route", "decides where the bytes go; sessions are shared"),
     "local_address": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
     "local_port": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),

@@ -50,6 +50,12 @@ class ContextHandle:
     role: Role
 
 
+class OptionsHandle:
+    """What the lower rooms know of `ConnectionOptions`: that it is one."""
+
+    __slots__ = ()
+
+
 Source = bytes | bytearray | memoryview | str | os.PathLike[str]
 Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 CheckServerIdentity = Callable[[str, "PeerCertificate"], object]
@@ -538,4 +544,4 @@ AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_response_size": count,
 }
 # Fields whose rule is never asked about None, which stands for the default.
-NULLABLE: Final = frozenset(CONNECTION_RULES) - {"reject_unauthorized"}
+NULLABLE: Final = frozenset({*CONNECTION_RULES, "proxy"}) - {"reject_unauthorized"}

@@ -24,6 +24,7 @@ from tlsagent._option_rules import (
     CONNECTION_RULES,
     NULLABLE,
     VERSIONS,
+    OptionsHandle,
     Rule,
     count,
     duration,
@@ -44,6 +45,7 @@ from tlsagent._option_rules import Version as Version
 from tlsagent._option_rules import is_ip_address as is_ip_address
 from tlsagent._option_rules import protocol_range as protocol_range
 from tlsagent._option_rules import to_ascii as to_ascii
+from tlsagent._proxy import Proxy, proxy_of
 from tlsagent.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def _settle(options: Any, name: str, value: object) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
-class ConnectionOptions:
+class ConnectionOptions(OptionsHandle):
     """
     How one TLS connection is made: Node's `tls.ConnectionOptions` in snake_case.
 
@@ -149,6 +151,10 @@ class ConnectionOptions:
         client_cert_engine: Refused: there are no engines any more.
         host, port: Where to connect, instead of the URL's host and port; the verified name stays the URL's.
         path: A Unix socket to connect to, instead of host and port.
+        proxy: Go through a proxy: its URL (http, https, socks5 or socks5h), a `Proxy`, or "env" for what https_proxy
+            and no_proxy say when the options are made. host and port are then where the proxy is to connect to, lookup
+            and all below are for the way to the proxy. A `path` or a `socket` of a layer above replaces it. In the pool
+            key, the credentials by a digest. Default None.
         lookup: `callable(host, family) -> addresses` in place of the system's resolver (`family` is 0, 4 or 6); may be
             async in `AsyncAgent`.
         socket: A connected socket to speak TLS over; serves one connection, so it is refused on an agent.
@@ -203,6 +209,7 @@ class ConnectionOptions:
     allow_partial_trust_chain: bool | Unset | None = UNSET
     request_ocsp: bool | Unset | None = UNSET
     psk_callback: PskCallback | Unset | None = UNSET
+    proxy: Proxy | str | Unset | None = UNSET
     family: int | Unset | None = UNSET
     local_address: str | Unset | None = UNSET
     local_port: int | Unset | None = UNSET
@@ -215,7 +222,7 @@ class ConnectionOptions:
     _values: tuple[Any, ...] = dataclasses.field(init=False)
     _hash: int = dataclasses.field(init=False)
 
-    _rules: ClassVar[Mapping[str, Rule]] = CONNECTION_RULES
+    _rules: ClassVar[Mapping[str, Rule]] = {**CONNECTION_RULES, "proxy": proxy_of}
 
     def __post_init__(self) -> None:
         for name in self.field_names():
@@ -242,6 +249,8 @@ class ConnectionOptions:
                 raise OptionError(
                     f"{', '.join(beside)} has no effect beside secure_context: give it to create_secure_context()"
                 )
+        if self.proxy and (self.path or self.socket):
+            raise OptionError("path and socket say where the bytes go: no proxy can be on that way, give one of them")
         self._check_versions()
         if isinstance(self.cert, tuple) and isinstance(self.key, tuple):
             chains = cast("tuple[_material.CertificateChain, ...]", self.cert)
@@ -287,7 +296,7 @@ class ConnectionOptions:
 
         A `secure_context` here drops from `lower` the options that one is made from, and any of those here drops a
         `secure_context` of `lower`: an option never stays where it would have no effect. So it is with
-        `secure_protocol` and the versions, and with `pfx` and a certificate with its key.
+        `secure_protocol` and the versions, with `pfx` and a certificate with its key, and with a `proxy` and a `path`.
         """
         merged: _Options = object.__new__(type(self))
         dropped: set[str] = set()
@@ -296,6 +305,10 @@ class ConnectionOptions:
                 dropped |= others
             if any(getattr(self, name) is not UNSET for name in others):
                 dropped.add(one)
+        if self.path or self.socket:
+            dropped.add("proxy")
+        if self.proxy:
+            dropped |= {"path", "socket"}
         for name in self.field_names():
             value = getattr(self, name)
             if value is UNSET and name not in dropped:
@@ -452,7 +465,6 @@ class AgentOptions(ConnectionOptions):
     max_cached_sessions: int | Unset = UNSET
     session_store: Any = UNSET
     early_data: Any = UNSET
-    proxy: Any = UNSET
     retry: bool | Unset = UNSET
     http1_engine: Literal["auto", "h11"] | Unset = UNSET
     http2_engine: Any = UNSET
@@ -461,7 +473,12 @@ class AgentOptions(ConnectionOptions):
     max_response_size: int | Unset | None = UNSET
     timeouts: Timeouts | float | Unset | None = UNSET
 
-    _rules: ClassVar[Mapping[str, Rule]] = {**CONNECTION_RULES, **AGENT_RULES, "http1": _http1, "timeouts": _timeouts}
+    _rules: ClassVar[Mapping[str, Rule]] = {
+        **ConnectionOptions._rules,
+        **AGENT_RULES,
+        "http1": _http1,
+        "timeouts": _timeouts,
+    }
 
     def __post_init__(self) -> None:
         super(AgentOptions, self).__post_init__()
@@ -521,6 +538,7 @@ class ConnectionOptionsDict(TypedDict, total=False):
     allow_partial_trust_chain: bool | Unset | None
     request_ocsp: bool | Unset | None
     psk_callback: PskCallback | Unset | None
+    proxy: Proxy | str | Unset | None
     family: int | Unset | None
     local_address: str | Unset | None
     local_port: int | Unset | None
@@ -623,6 +641,7 @@ DEFAULTS: Final = AgentOptions(
     min_dh_size=1024,
     request_ocsp=False,
     psk_callback=None,
+    proxy=None,
     session=None,
     enable_trace=False,
     sni_callback=None,

@@ -147,9 +147,18 @@ class ResolutionError(ConnectError):
 
 
 class ProxyError(ConnectError):
-    """The proxy refused or broke off."""
+    """
+    The proxy was not reached, refused or broke off.
+
+    Attributes:
+        status: The status of its response to CONNECT, or its SOCKS5 reply, if it gave one.
+    """
 
     default_code = "ERR_PROXY_TUNNEL"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None, **facts: Any) -> None:
+        super().__init__(message, code=code, **facts)
+        self.status = status
 
 
 class HandshakeError(ConnectError):

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 from tls_peer import connect, pki
 
-from tlsagent import AgentOptions, ConnectionOptions, Http1Options, MemorySessionStore, create_secure_context
+from tlsagent import AgentOptions, ConnectionOptions, Http1Options, MemorySessionStore, Proxy, create_secure_context
 from tlsagent._identity import KEY_TABLE, parse_authority, plan_for
 from tlsagent._secure_context import context_for
 from tlsagent.errors import LocalProtocolError, OptionError
@@ -103,6 +103,16 @@ IN_THE_KEY = [
     {"tcp_keep_alive": True},
     {"tcp_keep_alive": 5},
     {"socket": SOCKET},
+    {"proxy": "http://proxy.test"},
+    {"proxy": "http://proxy.test:3128"},
+    {"proxy": "http://other.test"},
+    {"proxy": "socks5://proxy.test"},
+    {"proxy": "socks5h://proxy.test"},
+    {"proxy": "http://me:a@proxy.test"},
+    {"proxy": "http://me:b@proxy.test"},
+    {"proxy": "https://proxy.test"},
+    {"proxy": Proxy("https://proxy.test", tls=ConnectionOptions(servername="other.test"))},
+    {"proxy": Proxy("https://proxy.test", tls=ConnectionOptions(reject_unauthorized=False))},
 ]
 ROUTE_ONLY = {"enable_trace", "family", "local_address", "local_port", "no_delay", "tcp_keep_alive"}
 SAME_KEY = {
@@ -124,7 +134,7 @@ SAME_FOR_AGENTS = {
     "max_cached_sessions": 1, "session_store": MemorySessionStore(), "retry": False, "http1_engine": "h11",
     "http1": Http1Options(max_informational=1), "max_response_size": 1, "timeouts": 1,
 }  # fmt: skip
-LATER = {"dial_delay", "early_data", "proxy", "http2_engine", "http2"}
+LATER = {"dial_delay", "early_data", "http2_engine", "http2"}
 
 
 def test_every_option_in_the_key_makes_a_key_of_its_own():
@@ -198,8 +208,8 @@ def test_the_trust_digest_tells_what_verification_rests_on():
         pems(LEAF),
     ]
 
-    assert {plan_of(options).trust for options in verified_alike} == {plan_of().trust}
-    assert len({plan_of(options).trust for options in [{}, *otherwise]}) == len(otherwise) + 1
+    assert {plan_of(options).origin.trust for options in verified_alike} == {plan_of().origin.trust}
+    assert len({plan_of(options).origin.trust for options in [{}, *otherwise]}) == len(otherwise) + 1
 
 
 def test_a_session_of_the_options_is_taken_once():

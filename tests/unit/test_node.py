@@ -449,7 +449,6 @@ def pfx(passphrase):
     [
         ({"protocol": "http:"}, "ERR_INVALID_PROTOCOL"),
         ({"proxyEnv": "http://proxy.test"}, "ERR_INVALID_ARG_TYPE"),
-        ({"proxyEnv": {"HTTPS_PROXY": "http://proxy.test", "NO_PROXY": "*"}}, "ERR_TLSAGENT_UNSUPPORTED_OPTION"),
         ({"certificateCompression": ["zlib"]}, "ERR_TLSAGENT_UNSUPPORTED_OPTION"),
         ({"hints": 32}, "ERR_TLSAGENT_UNSUPPORTED_OPTION"),
         ({"hints": 1}, "ERR_INVALID_ARG_VALUE"),
@@ -487,6 +486,51 @@ def test_no_proxy_for_https():
     An environment without a proxy for https says nothing.
     """
     assert node.agent_options({"proxyEnv": {"HTTP_PROXY": "http://proxy.test:3128"}}).proxy is UNSET
+
+
+@pytest.mark.parametrize(
+    ("url", "ours"),
+    [
+        ("http://proxy.test", "http://proxy.test:80"),
+        ("https://proxy.test", "https://proxy.test:443"),
+        ("http://[::1]:3128/path?query", "http://[::1]:3128"),
+        ("http://me:sesame@proxy.test:3128", "http://proxy.test:3128"),
+        ("socks5://proxy.test", "socks5://proxy.test:1080"),
+    ],
+)
+def test_proxy_of_an_environment(url, ours):
+    """
+    `proxyEnv` becomes the proxy that its https_proxy names; lower case comes first.
+    """
+    options = node.agent_options({"proxyEnv": {"HTTPS_PROXY": "http://other.test", "https_proxy": url}})
+
+    assert options.proxy.url == ours
+    assert (options.proxy.username, options.proxy.password) == ((b"me", b"sesame") if "me" in url else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts", "others"),
+    [
+        ("", [], ["a.test"]),
+        ("*", ["a.test", "127.0.0.1"], []),
+        ("a.test", ["a.test"], ["x.a.test", "b.test"]),
+        ("A.test:443", ["a.test"], ["x.a.test"]),
+        ("a.test:8443", [], ["a.test"]),
+        (".a.test", ["x.a.test", "a.test", "xa.test"], ["b.test"]),
+        ("*.a.test", ["x.a.test"], ["a.test", "xa.test"]),
+        ("b.test , a.test", ["a.test", "b.test"], ["c.test"]),
+        ("10.0.0.1-10.0.0.9", ["10.0.0.1", "10.0.0.9"], ["10.0.0.10", "a.test", "::1"]),
+        ("10.0.0.0/8", [], ["10.0.0.1"]),
+        ("x-y", ["x-y"], ["10.0.0.1"]),
+    ],
+)
+def test_no_proxy_as_node_reads_it(text, hosts, others):
+    """
+    NO_PROXY means in `proxyEnv` what it means to Node: a name is itself alone, a leading dot any text before it.
+    """
+    proxy = node.agent_options({"proxyEnv": {"https_proxy": "http://proxy.test", "NO_PROXY": text}}).proxy
+
+    assert [host for host in hosts + others if not proxy.serves(host, 443)] == hosts
 
 
 def test_no_error_quotes_a_secret():

@@ -138,7 +138,7 @@ def test_keys_and_contexts_show_no_secret(given):
 
     text = "\n".join(
         f"{part!r} {part!s}"
-        for part in (plan, plan.key, plan.key.identity, plan.key.digest, plan.scope, plan.context, context)
+        for part in (plan, plan.key, plan.key.identity, plan.key.digest, plan.scope, plan.origin.context, context)
     )
 
     assert_shows_none(text, *KEYS, *PASSPHRASES)

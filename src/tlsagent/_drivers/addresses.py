@@ -22,6 +22,11 @@ class Address(NamedTuple):
     family: int
     sockaddr: tuple[str | int, ...] | str
 
+    @property
+    def host(self) -> str:
+        """The IP address, or the path."""
+        return str(self.sockaddr if isinstance(self.sockaddr, str) else self.sockaddr[0])
+
     def __str__(self) -> str:
         if isinstance(self.sockaddr, str):
             return self.sockaddr

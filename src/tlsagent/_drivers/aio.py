@@ -67,6 +67,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self.connection = connection
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.handshake: asyncio.Future[None] | None = None
+        self.tunnelling = connection.tunnelling
         self.writable: asyncio.Future[None] | None = None
         self.reading = True
         self.raw: AsyncRawConnection | RawTransport | None = None
@@ -124,9 +125,8 @@ class _Protocol(asyncio.BufferedProtocol):
         exchange = connection.exchange or connection.ended
         if connection.sessions:
             agent._core.keep_sessions(connection, exchange)
-        if self.handshake is not None and not self.handshake.done():
-            if connection.info is not None or connection.dead is not None:
-                self.handshake.set_result(None)
+        if self.handshake is not None:
+            self._advance_handshake(self.handshake)
             return
         if self.raw is not None:
             self.raw.advanced()
@@ -141,6 +141,17 @@ class _Protocol(asyncio.BufferedProtocol):
                 self.pause_reading()
         if exchange is not None and exchange.waker is not None and exchange.ready:
             _wake(exchange)
+
+    def _advance_handshake(self, waiting: asyncio.Future[None]) -> None:
+        """Wake the dial at the end of the handshake, and when the tunnel is open: another deadline holds then."""
+        connection = self.connection
+        over = connection.info is not None or connection.dead is not None
+        if over or self.tunnelling != connection.tunnelling:
+            self.tunnelling = connection.tunnelling
+            if over:
+                self.handshake = None
+            if not waiting.done():
+                waiting.set_result(None)
 
     def pause_reading(self) -> None:
         """Read no more: the consumer is behind."""
@@ -678,17 +689,18 @@ class AsyncAgent:
         return connection
 
     async def _handshake(self, dial: Dial, protocol: _Protocol) -> None:
-        handshake = protocol.handshake
-        assert handshake is not None
         connection = protocol.connection
-        while not handshake.done():
+        while connection.info is None and connection.dead is None:
             now = time.monotonic()
             if now >= dial.deadline:
                 raise dial.overdue()
             if now >= connection.next_deadline():
                 connection.handle_timeout(now)
                 break
-            await asyncio.wait((handshake,), timeout=_remaining(min(dial.deadline, connection.next_deadline())))
+            if protocol.handshake is None or protocol.handshake.done():
+                protocol.handshake = self._loop.create_future()
+            deadline = min(dial.deadline, connection.next_deadline())
+            await asyncio.wait((protocol.handshake,), timeout=_remaining(deadline))
         failure = connection.handshake_error
         if failure is not None:
             raise failure
@@ -699,7 +711,7 @@ class AsyncAgent:
         if route.socket is not None:
             return users_socket(route.socket)
         if self._core.listening():
-            host, port = (route.path, 0) if route.path else (route.host, route.port)
+            host, port = (route.path, 0) if route.path else route.first_hop
             self._core.emit(Connecting(dial.plan.key.digest, host, port))
         if route.path is not None:
             addresses = [unix_address(route.path)]
@@ -708,6 +720,8 @@ class AsyncAgent:
             try:
                 async with asyncio.timeout(_remaining(dial.deadline)):
                     addresses = await self._look_up(dial)
+                    while not dial.resolved(addresses[0].host):
+                        addresses = await self._look_up(dial)
             except TimeoutError:
                 raise dial.overdue() from None
         dial.enter("connect", time.monotonic())
@@ -719,13 +733,14 @@ class AsyncAgent:
 
     async def _look_up(self, dial: Dial) -> list[Address]:
         route = dial.plan.key.route
+        host, port = dial.unresolved
         if route.lookup is not None:
-            with _resolver.hook_errors(route.host):
-                answer = route.lookup(route.host, route.family)
+            with _resolver.hook_errors(host):
+                answer = route.lookup(host, route.family)
                 if inspect.isawaitable(answer):
                     answer = await answer
-            return _resolver.from_hook(route.host, answer, route.port)
-        addresses = _resolver.literal(route.host, route.port)
+            return _resolver.from_hook(host, answer, port)
+        addresses = _resolver.literal(host, port)
         if addresses is not None:
             return addresses
         done = self._loop.create_future()
@@ -735,9 +750,9 @@ class AsyncAgent:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(_set_done, done)
 
-        lookup = _resolver.resolver.start(route.host, _resolver.family_of(route), callback)
+        lookup = _resolver.resolver.start(host, _resolver.family_of(route), callback)
         await done
-        return lookup.result(route.port)
+        return lookup.result(port)
 
     async def _race(self, race: Race, route: Route) -> socket.socket:
         """Return the first socket that connects; the others are closed."""

@@ -104,20 +104,31 @@ class Dialling:
             self._open(users_socket(route.socket))
             return
         if self._core.listening():
-            host, port = (route.path, 0) if route.path else (route.host, route.port)
+            host, port = (route.path, 0) if route.path else route.first_hop
             self._core.emit(Connecting(self.dial.plan.key.digest, host, port))
         if route.path is not None:
             self._connect([unix_address(route.path)])
             return
         self.dial.enter("lookup", time.monotonic())
+        self._look_up()
+
+    def _look_up(self) -> None:
+        route = self.dial.plan.key.route
+        host, port = self.dial.unresolved
         if route.lookup is not None:
-            with _resolver.hook_errors(route.host):
-                answer: object = route.lookup(route.host, route.family)
-            self._connect(_resolver.from_hook(route.host, answer, route.port))
-        elif (addresses := _resolver.literal(route.host, route.port)) is not None:
+            with _resolver.hook_errors(host):
+                answer: object = route.lookup(host, route.family)
+            self._resolved(_resolver.from_hook(host, answer, port))
+        elif (addresses := _resolver.literal(host, port)) is not None:
+            self._resolved(addresses)
+        else:
+            self._lookup = _resolver.resolver.start(host, _resolver.family_of(route), self._lookup_ended)
+
+    def _resolved(self, addresses: list[Address]) -> None:
+        if self.dial.resolved(addresses[0].host):
             self._connect(addresses)
         else:
-            self._lookup = _resolver.resolver.start(route.host, _resolver.family_of(route), self._lookup_ended)
+            self._look_up()
 
     def _lookup_ended(self) -> None:
         if self.wake is not None:
@@ -126,7 +137,7 @@ class Dialling:
     def _finish_lookup(self, lookup: _resolver.Lookup) -> None:
         if lookup.addresses is not None or lookup.error is not None:
             self._lookup = None
-            self._connect(lookup.result(self.dial.plan.key.route.port))
+            self._resolved(lookup.result(self.dial.unresolved[1]))
 
     def _connect(self, addresses: list[Address]) -> None:
         self.dial.enter("connect", time.monotonic())

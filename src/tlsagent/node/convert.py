@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, ServerOptionWarning, refuse_server_protocol
 from tlsagent._secure_context import create_secure_context
 from tlsagent.errors import OptionError, OptionTypeError
-from tlsagent.node import converters
+from tlsagent.node import converters, proxies
 from tlsagent.node.request import milliseconds, read_request, url_options
 from tlsagent.node.support import SUPPORT, Call
 from tlsagent.node.values import UNDEFINED, Options, as_node, error, get, is_nullish, is_truthy, to_text
@@ -243,7 +243,7 @@ _AGENT_ORDER: Final[Order] = {
     "maxCachedSessions": converters.unless_undefined,
     "protocol": converters.protocol,
     "defaultPort": converters.default_port,
-    "proxyEnv": converters.proxy_env,
+    "proxyEnv": proxies.proxy_env,
     "createConnection": converters.refuse,
 }
 _REQUEST_ORDER: Final[Order] = {

@@ -8,7 +8,6 @@ where Node takes it for unsaid. What the value means is checked by the rule of t
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +15,7 @@ from typing import Any, Final
 from tlsagent._options import UNSET, Psk
 from tlsagent.errors import CertificateNameError, OptionError
 from tlsagent.node.identity import check_server_identity
-from tlsagent.node.request import MAX_TIMER, milliseconds, no_signal, url_options
+from tlsagent.node.request import MAX_TIMER, milliseconds, no_signal
 from tlsagent.node.support import SUPPORT
 from tlsagent.node.values import (
     UNDEFINED,
@@ -402,25 +401,6 @@ def protocol(name: str, value: Any, _all: Options) -> Any:
     if value not in (None, UNDEFINED, "https:"):
         raise error("ERR_INVALID_PROTOCOL", f"options.{name} must be 'https:'")
     return UNSET
-
-
-def proxy_env(name: str, value: Any, _all: Options) -> Any:
-    if not is_truthy(value):
-        return UNSET
-    if value is os.environ:
-        return "env"
-    if not isinstance(value, Mapping):
-        raise wrong_type(name, "an object such as {'HTTPS_PROXY': ...}", value)
-    if any(is_truthy(get(value, exception)) for exception in ("no_proxy", "NO_PROXY")):
-        raise OptionError(f"options.{name}: NO_PROXY is read only from os.environ itself", code=UNSUPPORTED)
-    proxy = next((value[key] for key in ("https_proxy", "HTTPS_PROXY") if is_truthy(get(value, key))), None)
-    if proxy is None:
-        return UNSET
-    try:
-        url_options(proxy)
-    except OptionError as exc:
-        raise error("ERR_PROXY_INVALID_CONFIG", f"options.{name}: the proxy's URL cannot be read") from exc
-    return proxy
 
 
 def default_port(name: str, value: Any, options: Options) -> Any:

@@ -160,7 +160,10 @@ _ROWS: Final[tuple[tuple[frozenset[Call], tuple[_Row, ...]], ...]] = (
                 "milliseconds to seconds; negative and infinite ones are refused, where Node takes 1000",
             ),
             ("maxCachedSessions", "mapped", "max_cached_sessions", "counts scopes, 8 sessions each"),
-            ("proxyEnv", "mapped", "proxy", "the URL of its https_proxy; os.environ itself becomes \"env\""),
+            (
+                "proxyEnv", "mapped", "proxy",
+                "https_proxy and no_proxy, read as Node reads them; also SOCKS5, which Node ignores",
+            ),
         ),
     ),
     (
