@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import math
+import os
 import re
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -198,7 +199,9 @@ class AgentCore:
             return build(ConnectionOptions, mapping)
         if known is None:
             known = build(ConnectionOptions, mapping)
-            _remember(self._mappings, content, known, _MAX_COUNTED_KEYS)
+            # What a path names may be replaced, a renewed certificate say: such a mapping is looked at each time.
+            if not any(_is_path(mapping[name]) for name in _MAY_BE_FILES & mapping.keys()):
+                _remember(self._mappings, content, known, _MAX_COUNTED_KEYS)
         return known
 
     def _make_plan(self, authority: str, special: ConnectionOptions | None) -> Plan:
@@ -518,6 +521,13 @@ def _remember(memo: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
     memo[key] = value
     if len(memo) > most:
         memo.popitem(last=False)
+
+
+_MAY_BE_FILES: Final = frozenset({"ca", "cert", "crl", "dhparam", "key", "pfx"})
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, tuple) and any(map(_is_path, value)))
 
 
 def _length_of(body: bytes | Body | None) -> int | None:

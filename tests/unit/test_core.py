@@ -29,6 +29,7 @@ from tlsagent.errors import (
     ResponseTimeout,
 )
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
+from tlsagent.testing import Authority
 from tlsagent.testing.simulation import Peer, Reply, SimulatedServer
 
 URL = "https://a.test/"
@@ -180,6 +181,21 @@ def test_options_that_cannot_be_hashed():
     assert first is second
     with pytest.raises(OptionError):
         exchange(agent, options={"no_such_option": 1})
+
+
+@pytest.mark.parametrize("wrapped", [lambda path: path, lambda path: (path,)])
+def test_replaced_files_take_effect_in_mappings(tmp_path, wrapped):
+    """A mapping that names a file means what the file holds at each request, not what it once held."""
+    agent = core()
+    file = tmp_path / "ca.pem"
+    options = {"ca": wrapped(file)}
+    file.write_bytes(Authority().ca_pem)
+    before = [exchange(agent, options=options).plan for _ in range(2)]
+
+    file.write_bytes(Authority().ca_pem)
+
+    assert before[0] is before[1]
+    assert exchange(agent, options=options).plan.key != before[0].key
 
 
 def test_memory_of_plans_is_bounded(monkeypatch):
