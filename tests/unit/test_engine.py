@@ -551,7 +551,13 @@ class _Awaitable:
         yield
 
 
-FAILING_CLOSED = [_asynchronous, lambda *_: _Awaitable(), lambda *_: False, lambda *_: asyncio.CancelledError()]
+FAILING_CLOSED = [
+    _asynchronous,
+    lambda *_: _Awaitable(),
+    lambda *_: False,
+    lambda *_: "not the host that I know",
+    lambda *_: asyncio.CancelledError(),
+]
 
 
 @pytest.mark.parametrize("hook", FAILING_CLOSED)

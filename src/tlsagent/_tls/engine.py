@@ -547,8 +547,12 @@ class TLSEngine:
             if inspect.iscoroutine(answer):
                 answer.close()
             return _identity_error(TypeError("check_server_identity must not be asynchronous: nothing awaits it"))
-        if answer is False:
-            return _identity_error(ValueError("check_server_identity returned False"))
+        if answer is not None and answer is not True:
+            # Node rejects on every answer that counts as true, a message say: it must not pass here.
+            given = "False" if answer is False else f"a {type(answer).__name__}"
+            return _identity_error(
+                ValueError(f"check_server_identity returned {given}: None accepts, an exception refuses")
+            )
         return None
 
     def _psk_used(self) -> bool:
