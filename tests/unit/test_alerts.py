@@ -57,6 +57,10 @@ def test_codes_follow_the_strings_of_this_openssl():
     [
         (40, "ciphers"),
         (42, "set cert and key"),
+        (43, "cert, key"),
+        (44, "set cert and key to a new one"),
+        (45, "set cert and key to a renewed one"),
+        (48, "set cert, with its intermediates, and key"),
         (70, "TLSv1.2 to TLSv1.3"),
         (71, "ciphers"),
         (112, "servername"),

@@ -338,6 +338,16 @@ def test_item_passphrase_wins(ec_key):
     assert keys == private_keys(key_bytes(ec_key), None) * 3
 
 
+def test_mapping_without_a_list_says_where_it_goes(ec_key):
+    """
+    A lone mapping is refused as by Node, and the message shows the list that it belongs in.
+    """
+    with pytest.raises(OptionTypeError, match=r"key=\[\{'pem': .*\}\]") as caught:
+        private_keys({"pem": key_bytes(ec_key, passphrase=SECRET), "passphrase": SECRET}, None)
+
+    assert SECRET not in str(caught.value)
+
+
 def test_parsed_values_stay_as_they_are(two, ec_key):
     """
     What was parsed once passes through unchanged; a locked key takes the passphrase that has become known.

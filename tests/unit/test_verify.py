@@ -330,7 +330,9 @@ def test_error_class_and_facts(code, cls):
     [
         ("DEPTH_ZERO_SELF_SIGNED_CERT", 0, "self-signed.* `ca`"),
         ("UNABLE_TO_VERIFY_LEAF_SIGNATURE", 21, "send the whole chain"),
+        ("UNABLE_TO_GET_ISSUER_CERT", 2, "`ca`.*allow_partial_trust_chain"),
         ("CERT_NOT_YET_VALID", 9, "clock"),
+        ("CRL_NOT_YET_VALID", 11, "clock.*`crl`"),
         ("UNSPECIFIED", 47, "name constraints"),
         ("UNSPECIFIED", 66, "too short"),
         ("UNSPECIFIED", 99, "reason number 99"),

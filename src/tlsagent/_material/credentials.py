@@ -170,6 +170,10 @@ def private_keys(
     `EncryptedKey`. Parsed items stay as they are, or are unlocked.
     """
     passphrase_bytes(passphrase)
+    if isinstance(value, Mapping):
+        raise OptionTypeError(
+            "`key` takes mappings in a list alone, as Node does: key=[{'pem': ..., 'passphrase': ...}]"
+        )
     return tuple(_key_item(item, passphrase) for item in items_of("key", value, Mapping, PrivateKey, EncryptedKey))
 
 

@@ -106,6 +106,7 @@ def _alert_hint(alert: str, offer: Offer) -> str:
 _VERSIONS: Final = {b"\x03\x00": "SSLv3", b"\x03\x01": "TLSv1", b"\x03\x02": "TLSv1.1", b"\x03\x03": "TLSv1.2"}
 
 _CLIENT_CERTIFICATE: Final = "; it asks for a client certificate that it accepts: set cert and key"
+_REJECTED: Final = "; it does not accept the client certificate"
 _HINTS: Final = {
     "handshake_failure": "; it may find no common cipher suite, group or signature algorithm (ciphers), "
     "or ask for a client certificate (cert, key)",
@@ -114,7 +115,11 @@ _HINTS: Final = {
     "certificate_required": _CLIENT_CERTIFICATE,
     "bad_certificate": _CLIENT_CERTIFICATE,
     "certificate_unknown": _CLIENT_CERTIFICATE,
-    "unknown_ca": _CLIENT_CERTIFICATE,
+    "unsupported_certificate": f"{_REJECTED}: it wants another kind of key, or one issued for clients (cert, key)",
+    "certificate_revoked": f"{_REJECTED}, which was revoked: set cert and key to a new one",
+    "certificate_expired": f"{_REJECTED}, which has expired: set cert and key to a renewed one",
+    "unknown_ca": f"{_REJECTED}, or does not know who issued it: set cert, with its intermediates, and key to one "
+    "of an authority that it trusts",
     "access_denied": _CLIENT_CERTIFICATE,
 }
 

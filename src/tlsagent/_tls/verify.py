@@ -165,6 +165,7 @@ _UNNAMED: Final = {
 _TEXTS: Final = dict(_NAMED.values()) | {"ERR_TLS_CERT_ALTNAME_INVALID": "it is not for this host"}
 _ADD_CA: Final = "pass the root (or the certificate itself, if self-signed) as `ca`"
 _HINTS: Final = {
+    "UNABLE_TO_GET_ISSUER_CERT": "pass the root as `ca`; an intermediate alone needs allow_partial_trust_chain",
     "DEPTH_ZERO_SELF_SIGNED_CERT": _ADD_CA,
     "SELF_SIGNED_CERT_IN_CHAIN": _ADD_CA,
     "UNABLE_TO_GET_ISSUER_CERT_LOCALLY": f"{_ADD_CA}; if a public CA issued it, the server has to send the whole chain",
@@ -173,6 +174,7 @@ _HINTS: Final = {
     "CERT_HAS_EXPIRED": "check the clock of this machine; else the server needs a new certificate",
     "UNABLE_TO_GET_CRL": "`crl` must hold a list for every issuer of the chain",
     "CRL_HAS_EXPIRED": "fetch new lists for `crl`",
+    "CRL_NOT_YET_VALID": "check the clock of this machine, then `crl`",
 }
 
 
