@@ -20,7 +20,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
 from cryptography.x509 import load_pem_x509_certificate
 
-from tlsagent import ConnectionOptions, create_secure_context
+from tlsagent import Agent, ConnectionOptions, create_secure_context
 from tlsagent.errors import OptionError
 from tlsagent.testing import AsyncServer, Authority, ClientHello, Server, default_authority
 from tlsagent.testing._link import reset_on_close
@@ -606,6 +606,17 @@ def test_a_client_certificate_is_demanded(version, options, tmp_path):
 
         assert server.connections[0].client_certificate == credentials.leaf_der
         assert server.wait_for(lambda s: s.connections[1].handshake_error == "PEER_DID_NOT_RETURN_A_CERTIFICATE")
+
+
+def test_an_ocsp_response_is_stapled_for_those_who_ask():
+    """`ocsp_response` comes byte for byte with the handshake of a client that asks, and with no other."""
+    with Server(ocsp_response=b"\x30\x03\x0a\x01\x00") as server, Agent(ca=server.ca_pem) as agent:
+        asked, without = (
+            agent.request("GET", server.url + "/hello", options={"request_ocsp": said}).connection
+            for said in (True, False)
+        )
+
+        assert (asked.ocsp_response, without.ocsp_response) == (b"\x30\x03\x0a\x01\x00", None)
 
 
 @pytest.mark.parametrize("options", [None, ON_OPENSSL])

@@ -74,6 +74,9 @@ class OpenSSLContext:
             context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
         if self._settings.alpn_protocols:
             context.set_alpn_select_callback(_choice(self._settings.alpn_protocols))
+        if self._settings.ocsp_response:
+            staple = self._settings.ocsp_response
+            context.set_ocsp_server_callback(lambda _connection, _data: staple)
         if self._sni_callback is not None:
             context.set_tlsext_servername_callback(self._switch)
         return context

@@ -62,6 +62,7 @@ class SettingsDict(TypedDict, total=False):
     stall_at: str | None
     refuse_resumption: Literal["alert", "close"] | None
     drop_without_close_notify: bool
+    ocsp_response: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class ServerSettings:
             message that does not occur in a handshake stalls nothing.
         refuse_resumption: A client that offers a ticket gets a fatal alert, or a closed socket, instead of an answer.
         drop_without_close_notify: The server ends its connections by a bare FIN.
+        ocsp_response: DER of an OCSP response, stapled for clients that ask (RFC 6066 section 8). It is not looked at.
         options: What the user's options say that ssl cannot honour, canonical; {} for a server that runs on ssl.
     """
 
@@ -103,6 +105,7 @@ class ServerSettings:
     stall_at: str | None = None
     refuse_resumption: Literal["alert", "close"] | None = None
     drop_without_close_notify: bool = False
+    ocsp_response: bytes | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,6 +128,7 @@ class ServerSettings:
             self.options
             or self.request_cert == "any"
             or self.session_id_context
+            or self.ocsp_response
             or "TLS_" in (self.ciphers or "")
             or ":" in (self.ecdh_curve or "")
         )
