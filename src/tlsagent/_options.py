@@ -110,14 +110,16 @@ class ConnectionOptions(OptionsHandle):
             nothing.
         ca: Trusted certificates, PEM or DER (bytes, str, a path object, or a list of them). They replace the
             default roots, which are certifi's.
-        cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say).
+        cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say), one for
+            each kind of key: of two for the same kind, the last is used.
         key: Private key of `cert`, PEM or DER; list items may be `{"pem": ..., "passphrase": ...}`. Its public half is
             in the pool key.
         passphrase: Decrypts `key` and `pfx`. Not in the pool key.
         pfx: Client certificate and key as PKCS#12, bytes or a path object; list items may be
             `{"buf": ..., "passphrase": ...}`. Its further certificates are trusted besides the roots, as in Node.
         crl: Certificate revocation lists, PEM or DER. Every issuer of the server's chain then needs one that has not
-            expired, else the server is refused.
+            expired, else the server is refused. So is a chain that ends below its root (allow_partial_trust_chain):
+            OpenSSL looks for the list of the issuer above its end as well.
         allow_partial_trust_chain: Let any certificate of `ca` end a chain, not only a self-signed one. Default False.
         pins: `["sha256//BASE64"]`, SHA-256 of public keys (SubjectPublicKeyInfo): one of them must be the server's or
             in its verified chain, besides everything else, and whatever reject_unauthorized says. A server that changes
@@ -138,8 +140,8 @@ class ConnectionOptions(OptionsHandle):
         reject_unauthorized: Default True. Only the literal False accepts certificates that do not verify: the
             connection is then encrypted, but with anybody.
         check_server_identity: `callable(hostname, PeerCertificate)`, called on every connection after the chain
-            was verified; rejects by raising or by returning an exception. Default: `tlsagent.check_server_identity`
-            (RFC 9525). Compared by `==` in the pool key.
+            was verified; rejects by raising or by returning an exception (or anything else but None and True). Default:
+            `tlsagent.check_server_identity` (RFC 9525). Compared by `==` in the pool key.
         request_ocsp: Ask for a stapled OCSP response; it comes as `ConnectionInfo.ocsp_response`, and is not looked at.
             Resumed connections get none. Default False.
         psk_callback: `callable(hint) -> Psk | None`, for pre-shared keys; `hint` is the server's, None in TLS 1.3. Runs
