@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import pytest
-from tls_support import VERSIONS, Issued, issue
+from tls_support import CLIENT_AUTH, DAY, NOW, SERVER_AUTH, VERSIONS, Issued, crl, issue
 from wire_peer import PeerConnection, PeerGone, serve
 
 from tlsagent import (
@@ -503,6 +503,40 @@ def test_client_certificate_that_is_not_accepted(open_agent, version):
     assert caught.value.code == "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"
     assert server.stats.connections == 1
     assert server.stats.requests == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("fault", "alert", "hint"),
+    [
+        ("expired", "certificate_expired", "renewed one"),
+        ("revoked", "certificate_revoked", "new one"),
+        ("for servers", "unsupported_certificate", "issued for clients"),
+        ("without intermediate", "unknown_ca", "with its intermediates"),
+    ],
+)
+def test_client_certificate_that_is_out_of_order(open_agent, version, fault, alert, hint):
+    """
+    The server's alert tells what is wrong with our certificate, and the message what to do about it.
+    """
+    root = issue("root", ca=True)
+    middle = issue("middle", ca=True, by=root)
+    mine = {
+        "expired": lambda: issue("me.test", by=root, purpose=CLIENT_AUTH, start=NOW - 9 * DAY, end=NOW - DAY),
+        "revoked": lambda: issue("me.test", by=root, purpose=CLIENT_AUTH),
+        "for servers": lambda: issue("me.test", by=root, purpose=SERVER_AUTH),
+        "without intermediate": lambda: issue("me.test", by=middle, purpose=CLIENT_AUTH),
+    }[fault]()
+    own = issue("localhost", by=root)
+    more = {"crl": crl(root, mine)} if fault == "revoked" else {}
+    with Server({"cert": own.pem, "key": own.key_pem, "ca": root.pem, "request_cert": True, **more}) as server:
+        agent = open_agent(ca=root.pem, cert=mine.pem, key=mine.key_pem, min_version=version, max_version=version)
+
+        with pytest.raises(HandshakeError, match=hint) as caught:
+            agent.request("GET", server.url + "/hello")
+
+        assert caught.value.alert == alert
+        assert server.stats.requests == 0
 
 
 def test_client_certificate_that_is_missing_on_an_idle_connection(open_agent):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
 import hashlib
 import json
 import os
@@ -21,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -32,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 from openssl_peer import OpenSSLPeer, Seen
-from tls_support import CLIENT_AUTH, DAY, NOW, Issued, encrypted, front, hello_of, issue, offers_session
+from tls_support import CLIENT_AUTH, DAY, NOW, Issued, crl, encrypted, front, hello_of, issue, offers_session
 from wire_peer import closed_port, tarpit, wait_until
 
 from tlsagent import (
@@ -153,16 +150,6 @@ def test_pfx_adds_its_authorities_to_the_trusted_ones(open_agent, server):
     response = agent.request("GET", server.url + "/hello", options={"pfx": pfx(CLIENT, ROOT)})
 
     assert response.connection.authorized
-
-
-def crl(
-    issuer: Issued, *revoked: Issued, until: datetime.datetime = NOW + DAY, since: datetime.datetime = NOW - DAY
-) -> bytes:
-    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, since, until)
-    for one in revoked:
-        entry = x509.RevokedCertificateBuilder(one.certificate.serial_number, since).build()
-        builder = builder.add_revoked_certificate(entry)
-    return builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 EMPTY_CRL = crl(ROOT)

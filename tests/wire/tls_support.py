@@ -89,6 +89,17 @@ def issue(
     return Issued(builder.sign(signing_key, hashes.SHA256()), key)
 
 
+def crl(
+    issuer: Issued, *revoked: Issued, until: datetime.datetime = NOW + DAY, since: datetime.datetime = NOW - DAY
+) -> bytes:
+    """Return the revocation list of an issuer, PEM."""
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, since, until)
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder(one.certificate.serial_number, since).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
 def encrypted(key_pem: bytes, passphrase: str) -> bytes:
     """Return a private key as PEM that needs a passphrase."""
     key = load_pem_private_key(key_pem, None)

@@ -186,7 +186,8 @@ def check_key_pairs(chains: Sequence[CertificateChain], keys: Sequence[PrivateKe
     owned = {_leaf_spki_digest(chain) for chain in chains}
     if owned and any(key.spki_digest not in owned for key in keys):
         raise OptionError(
-            "`key` does not belong to any certificate in `cert`: give the key that each certificate was issued for",
+            "`key` does not belong to `cert`: give the key that the first certificate of each item was issued for; "
+            "intermediates come after it",
             code="ERR_OSSL_X509_KEY_VALUES_MISMATCH",
         )
 
