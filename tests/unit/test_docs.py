@@ -4,6 +4,9 @@ What the pages say is true: their examples run, their commands exist, their tabl
 Convention of the examples: each is complete in itself; `https://localhost:8443` (the port wherever it stands), `ca.pem`
 and `client.pem` stand for a running server, its CA certificate and a client certificate with its key, like those of
 `tlsagent serve`. A comment after a `print(...)` is what it prints, `...` for anything.
+
+A page under docs/howto is one story: its blocks run in order in one folder, the shell's too. A block that begins with
+`# NAME.py` is a module that the later ones import. Its own `tlsagent serve` line says what the server is like.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ import doctest
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -22,17 +28,35 @@ from tlsagent.cli.main import cli
 from tlsagent.testing import Server
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOWTOS = sorted((ROOT / "docs" / "howto").glob("*.md"))
+OTHERS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*OTHERS, *HOWTOS]
+
+
+class Block(NamedTuple):
+    """A piece of code on a page: which language, where, and what."""
+
+    language: str
+    page: Path
+    line: int
+    code: str
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [
+        Block(match[1], page, text.count("\n", 0, match.start()) + 2, match[2])
+        for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def examples() -> list[object]:
-    found = []
-    for page in PAGES:
-        text = page.read_text()
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, match.start()) + 2
-            found.append(pytest.param(page, line, match[1], id=f"{page.name}:{line}"))
-    return found
+    return [
+        pytest.param(block, id=f"{block.page.name}:{block.line}")
+        for page in OTHERS
+        for block in blocks(page)
+        if block.language == "python"
+    ]
 
 
 def commands(tool: str) -> set[str]:
@@ -51,34 +75,83 @@ def server():
         yield running
 
 
-@pytest.mark.parametrize(("page", "line", "code"), examples())
-def test_an_example_prints_what_it_says(page, line, code, server, tmp_path, monkeypatch, capsys):
-    """
-    Every Python example runs as it stands, and prints what its comments say.
-    """
-    client = server.authority.issue("client@localhost", client=True)
-    (tmp_path / "ca.pem").write_bytes(server.ca_pem)
-    (tmp_path / "client.pem").write_bytes(client.key_pem + client.cert_pem)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in an empty folder, from which modules are imported too, and forget those."""
     monkeypatch.chdir(tmp_path)
-    wanted = re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
-    code = "\n" * (line - 1) + re.sub(r"\b8443\b", str(server.port), code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
-    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
+
+def write_files(server: Server, folder: Path) -> None:
+    client = server.authority.issue("client@localhost", client=True)
+    (folder / "ca.pem").write_bytes(server.ca_pem)
+    (folder / "client.pem").write_bytes(client.key_pem + client.cert_pem)
+
+
+def at_port(server: Server, code: str) -> str:
+    return re.sub(r"\b8443\b", str(server.port), code)
+
+
+def run_python(block: Block, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = re.findall(r"print\(.*\)  # (.*)$", block.code, re.MULTILINE)
+    code = "\n" * (block.line - 1) + at_port(server, block.code)
+
+    exec(compile(code, str(block.page), "exec"), {"__name__": "__main__"})
 
     printed = capsys.readouterr().out
     want = "".join(text + "\n" for text in wanted)
-    assert wanted, "an example shows nothing"
-    assert doctest.OutputChecker().check_output(want, printed, doctest.ELLIPSIS), f"want\n{want}got\n{printed}"
+    assert wanted, f"{block.page.name}:{block.line}: an example shows nothing"
+    assert doctest.OutputChecker().check_output(want, printed, doctest.ELLIPSIS), (
+        f"{block.page.name}:{block.line}: want\n{want}got\n{printed}"
+    )
+
+
+def run_shell(block: Block, server: Server) -> None:
+    command = ["sh", "-eu", "-c", at_port(server, block.code)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{block.page.name}:{block.line}: {done.stderr}"
+
+
+@pytest.mark.parametrize("block", examples())
+def test_an_example_prints_what_it_says(block, server, folder, capsys):
+    """
+    Every Python example runs as it stands, and prints what its comments say.
+    """
+    write_files(server, folder)
+
+    run_python(block, server, capsys)
+
+
+@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.name)
+def test_a_howto_leads_where_it_says(page, folder, capsys):
+    """
+    The blocks of a page run one after the other, each on what those before it left in the folder.
+    """
+    demand = "--request-cert demand" in page.read_text()
+    with Server(request_cert="demand" if demand else True) as server:
+        write_files(server, folder)
+        for block in blocks(page):
+            module = re.match(r"# (\w+\.py)\n", block.code)
+            if module is not None:
+                (folder / module[1]).write_text(block.code)
+            elif block.language == "python":
+                run_python(block, server, capsys)
+            else:
+                assert block.language == "sh", f"{page.name}:{block.line}: nothing runs {block.language}"
+                run_shell(block, server)
 
 
 def test_the_commands_on_the_pages_exist():
     """
     Each `tlsagent` command line of the pages names a command and options that it has.
     """
-    shown = {shlex.split(command)[1]: shlex.split(command)[2:] for command in commands("tlsagent")}
+    shown = [shlex.split(command)[1:] for command in commands("tlsagent")]
 
-    assert {"demo", "serve"} <= set(shown)
-    for name, arguments in shown.items():
+    assert {"demo", "serve"} <= {name for name, *_ in shown}
+    for name, *arguments in shown:
         assert name in cli.commands
         cli.commands[name].make_context(name, arguments)
 
