@@ -520,9 +520,7 @@ KEY_TABLE: Final[Mapping[str, KeyRow]] = {
     "allow_partial_trust_chain": KeyRow(True, "context", "decides who is trusted"),
     "request_ocsp": KeyRow(True, "connection", "a connection made without it has no response to show"),
     "psk_callback": KeyRow(True, "connection", "decides who is trusted; the object itself, compared by =="),
-    "proxy": KeyRow(
-        True, "route", "decides by whom the bytes go; credentials by a digest, and sessions are shared over them"
-    ),
+    "proxy": KeyRow(True, "route", "decides by whom the bytes go; credentials count by a digest, and not for sessions"),
     "family": KeyRow(True, "route", "decides where the bytes go; sessions are shared"),
     "local_address": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
     "local_port": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),

@@ -58,7 +58,7 @@ class ServerOptionWarning(UserWarning):
     """A client was given an option that only a server heeds."""
 
 
-# Heeded by a server, which may get them in its options or in a context.
+# Heeded by a server alone, which may get them in its options or in a context.
 SERVER_FIELDS: Final = ("sni_callback", "request_cert", "dhparam", "honor_cipher_order")
 
 # A SecureContext brings these with it; beside one they would have no effect.
@@ -131,7 +131,9 @@ class ConnectionOptions(OptionsHandle):
         min_version, max_version: "TLSv1" to "TLSv1.3". Default: TLSv1.2 to TLSv1.3.
         secure_protocol: Old way of saying both, such as "TLSv1_2_method". Excludes them.
         secure_options: A number made of OpenSSL's SSL_OP_* bits.
-        session_id_context: At most 32 bytes; sessions made under another one fail the handshake. Mostly for servers.
+        session_id_context: At most 32 bytes; names what a server's sessions are for. A client warns
+            (`ServerOptionWarning`), and keeps sessions and connections of different names apart: OpenSSL fails the
+            handshake that offers a session made under another one.
         min_dh_size: Least bits of a DHE group in TLS 1.2; a smaller one fails the handshake, whatever
             reject_unauthorized says. Default 1024, below which OpenSSL never goes.
         secure_context: A `SecureContext` of `create_secure_context`; excludes the options that it was made from.
@@ -585,13 +587,14 @@ def refuse_server_protocol(options: ConnectionOptions) -> None:
 
 def warn_of_server_options(options: ConnectionOptions) -> None:
     """Warn once of all options for servers that a client was given; from the first caller outside this package."""
-    given = [name for name in SERVER_FIELDS if getattr(options, name)]
+    given = [name for name in (*SERVER_FIELDS, "session_id_context") if getattr(options, name)]
     if given:
         depth, frame = 1, sys._getframe(1)
         while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
             depth, frame = depth + 1, frame.f_back
+        but = "; session_id_context only keeps its sessions apart" if "session_id_context" in given else ""
         warnings.warn(
-            f"{', '.join(given)}: only a server heeds this; it is without effect on a client",
+            f"{', '.join(given)}: for servers, without effect on what a client does{but}",
             ServerOptionWarning,
             stacklevel=depth + 1,
         )

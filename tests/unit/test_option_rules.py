@@ -218,6 +218,7 @@ SERVER_SIDE = {
     "request_cert": True,
     "dhparam": "auto",
     "honor_cipher_order": True,
+    "session_id_context": "x",
 }
 
 
@@ -237,7 +238,8 @@ def test_several_server_options_give_one_warning():
     """
     All of them stand in one message; a request is warned of its own.
     """
-    with pytest.warns(ServerOptionWarning, match="sni_callback, request_cert, dhparam, honor_cipher_order") as caught:
+    named = "sni_callback, request_cert, dhparam, honor_cipher_order, session_id_context: "
+    with pytest.warns(ServerOptionWarning, match=named) as caught:
         warn_of_server_options(ConnectionOptions(**SERVER_SIDE))
 
     assert len(caught) == 1

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 from openssl_peer import OpenSSLPeer, Seen
+from proxy_peer import ProxyServer
 from tls_support import CLIENT_AUTH, DAY, NOW, Issued, crl, encrypted, front, hello_of, issue, offers_session
 from wire_peer import closed_port, tarpit, wait_until
 
@@ -781,6 +782,9 @@ class Fronts:
         self._stack.enter_context(front(listener, self._server.port))
         return port
 
+    def proxy(self) -> str:
+        return self._stack.enter_context(ProxyServer()).url
+
     def path(self, name: str) -> str:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self._folder / name))
@@ -834,6 +838,7 @@ PAIRS: dict[str, Pair | Callable[[Fronts], Pair]] = {
     "allow_partial_trust_chain": ({}, {"allow_partial_trust_chain": True}),
     "request_ocsp": ({}, {"request_ocsp": True}),
     "psk_callback": ({"psk_callback": no_key}, {"psk_callback": no_key_either}),
+    "proxy": lambda fronts: ({"proxy": fronts.proxy()}, {"proxy": fronts.proxy()}),
     "family": ({}, {"family": 4}),
     "local_address": ({}, {"local_address": "127.0.0.9"}),
     "local_port": lambda _fronts: ({"host": "127.0.0.1"}, {"host": "127.0.0.1", "local_port": closed_port()}),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tls_support import VERSIONS, offers_session
 
-from tlsagent import HandshakeError, ServerOptionWarning, create_secure_context
+from tlsagent import ConnectionOptions, HandshakeError, ServerOptionWarning, create_secure_context
 from tlsagent.testing import Authority, Server, default_authority
 
 CLIENT = default_authority().issue("client@tlsagent.test", client=True)
@@ -285,6 +285,43 @@ def test_sessions_of_one_session_id_context_outlive_others(open_agent, version):
         ours.request("GET", server.url + "/close")
 
         assert [c.session_reused for c in server.connections] == [False, False, True]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_certificate_that_does_not_verify(open_agent, version):
+    """
+    A server that takes any certificate tells what is wrong with the one it got.
+    """
+    with Server({"request_cert": True, "reject_unauthorized": False}) as server:
+        known, stranger = (one.issue("client@localhost", client=True) for one in (server.authority, Authority()))
+        for client in (known, stranger):
+            agent = open_agent(
+                ca=server.ca_pem, min_version=version, max_version=version, cert=client.cert_pem, key=client.key_pem
+            )
+            assert agent.request("GET", server.url + "/hello").status == 200
+
+        assert [bool(c.client_certificate) for c in server.connections] == [True, True]
+        assert [c.authorization_error for c in server.connections] == [None, "UNABLE_TO_VERIFY_LEAF_SIGNATURE"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_session_id_context_on_a_client(open_agent, server, version):
+    """
+    A client warns once; its connections and sessions of one name serve no request of another.
+    """
+    options = {"ca": server.ca_pem, "min_version": version, "max_version": version}
+    with pytest.warns(ServerOptionWarning, match="session_id_context") as caught:
+        agent = open_agent(session_id_context="one", **options)
+    assert [type(one.message) for one in caught] == [ServerOptionWarning]
+    other = ConnectionOptions(session_id_context="two")
+
+    agent.request("GET", server.url + "/close")
+    agent.request("GET", server.url + "/hello")
+    with pytest.warns(ServerOptionWarning, match="session_id_context"):
+        response = agent.request("GET", server.url + "/hello", options=other)
+
+    assert not response.reused
+    assert [c.session_reused for c in server.connections] == [False, True, False]
 
 
 # --- On a client ------------------------------------------------------------------------------------------------------

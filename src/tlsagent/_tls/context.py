@@ -116,6 +116,15 @@ class SecureContext(ContextHandle):
             self._variants[messages, psk] = made
         return made
 
+    def unshared(self, *, request_cert: bool) -> SSL.Context:
+        """
+        Return a new context of the same content for its caller to change: without `sni_callback`.
+
+        Args:
+            request_cert: Whether a server asks its clients for a certificate, in place of what the content says.
+        """
+        return _made(self._content._replace(request_cert=request_cert, sni_callback=None))
+
     @property
     def min_version(self) -> int:
         """The lowest protocol version, as 0x0303."""

@@ -142,6 +142,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             alpn=facts.alpn,
             session_reused=facts.session_reused,
             client_certificate=facts.client_certificate,
+            authorization_error=facts.authorization_error,
         )
         self.scope = self._base_scope()
         self._http = H1Floor(self, self._server.app)

@@ -16,7 +16,7 @@ from OpenSSL import SSL
 
 from tlsagent._material import binding
 from tlsagent._secure_context import create_secure_context
-from tlsagent._tls.context import SecureContext, _made
+from tlsagent._tls.context import SecureContext
 from tlsagent._tls.verify import verify_error_name
 from tlsagent.errors import OptionError, OptionTypeError
 from tlsagent.testing._tls import Stall, TLSFacts, TLSFailure
@@ -66,8 +66,7 @@ class OpenSSLContext:
 
     def _prepare(self, secure: SecureContext) -> SSL.Context:
         """Return a context of the same content that is this server's own, since a used one cannot be changed."""
-        content = secure._content._replace(request_cert=bool(self._settings.request_cert), sni_callback=None)
-        context = _made(content)
+        context = secure.unshared(request_cert=bool(self._settings.request_cert))
         if self._settings.session_ids or self._settings.tickets == 0:
             context.set_options(SSL.OP_NO_TICKET)
         if self._settings.tickets != 0:

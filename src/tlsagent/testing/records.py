@@ -59,6 +59,8 @@ class ConnectionRecord:
         id: Counts from 1 in the order of arrival.
         client_hello: The first TLS record, raw; `ClientHello.parse` takes it apart.
         client_certificate: DER of the certificate that the client sent; None if none (or on resumption in TLS 1.2).
+        authorization_error: Node's name for what is wrong with a client certificate that was taken all the same
+            (`request_cert="any"`); None if nothing is.
         handshake_error: Why the handshake failed, in OpenSSL's words.
         request_count: All requests, also those no longer kept in `requests`.
         closed_by: How it ended: the peer's close_notify, an EOF without one, a reset, or the server; None while open.
@@ -75,6 +77,7 @@ class ConnectionRecord:
     alpn: str | None
     session_reused: bool | None
     client_certificate: bytes | None
+    authorization_error: str | None
     handshake_error: str | None
     requests: tuple[RequestRecord, ...]
     request_count: int
@@ -124,6 +127,7 @@ class ConnectionEntry:
 
     __slots__ = (
         "alpn",
+        "authorization_error",
         "cipher",
         "client_certificate",
         "client_hello",
@@ -150,6 +154,7 @@ class ConnectionEntry:
         self.alpn: str | None = None
         self.session_reused: bool | None = None
         self.client_certificate: bytes | None = None
+        self.authorization_error: str | None = None
         self.handshake_error: str | None = None
         self.requests: deque[RequestEntry] = deque(maxlen=limit)
         self.request_count = 0
@@ -204,10 +209,12 @@ class Ledger:
         alpn: str | None,
         session_reused: bool,
         client_certificate: bytes | None,
+        authorization_error: str | None,
     ) -> None:
         with self._lock:
             entry.version, entry.cipher, entry.alpn = version, cipher, alpn
             entry.session_reused, entry.client_certificate = session_reused, client_certificate
+            entry.authorization_error = authorization_error
             self._resumed += session_reused
             self._full += not session_reused
         self._tell()
