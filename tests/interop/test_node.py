@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from live_peers import DAY, NOW, PATIENCE, VERSIONS, Issued, issue, pki, program, running
 
-from tlsagent import Agent, AsyncAgent, CertificateError, HandshakeError
+from tlsagent import Agent, AsyncAgent, CertificateError, HandshakeError, ProxyError
 from tlsagent.testing import Server
 from tlsagent.testing.authority import Credentials
 
@@ -193,3 +193,51 @@ def test_codes_are_nodes():
     assert ours == json.loads(answer.stdout)
     assert ours["good"] is None
     assert None not in [code for name, code in ours.items() if name != "good"]
+
+
+_PROXY = """
+const http = require('http');
+const https = require('https');
+const net = require('net');
+const options = JSON.parse(process.argv[1]);
+const proxy = options.cert ? https.createServer(options) : http.createServer();
+proxy.on('connect', (request, client, head) => {
+  if (request.headers['proxy-authorization'] !== 'Basic ' + Buffer.from('me:sesame').toString('base64')) {
+    client.end('HTTP/1.1 407 Proxy Authentication Required\\r\\nContent-Length: 0\\r\\n\\r\\n');
+    return;
+  }
+  const { hostname, port } = new URL('http://' + request.url);
+  const server = net.connect(Number(port), hostname, () => {
+    client.write('HTTP/1.1 200 Connection Established\\r\\n\\r\\n');
+    server.write(head);
+    client.pipe(server).pipe(client);
+  });
+  for (const socket of [client, server]) socket.on('error', () => { client.destroy(); server.destroy(); });
+});
+proxy.listen(0, '127.0.0.1', () => console.log('LISTENING ' + proxy.address().port));
+process.stdin.on('end', () => process.exit()).resume();
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy(scheme):
+    """
+    Requests pass through a proxy that Node runs, over TLS too; without credentials there is no tunnel.
+    """
+    given = {"key": SERVER.key_pem.decode(), "cert": SERVER.pem.decode()} if scheme == "https" else {}
+    command = [program("node"), "-e", _PROXY, json.dumps(given)]
+    with (
+        running(command, r"LISTENING (\d+)") as port,
+        Server(credentials=Credentials(SERVER.pem, SERVER.key_pem)) as origin,
+    ):
+        proxy = f"{scheme}://me:sesame@localhost:{port}"
+        with Agent(ca=ROOT.pem, proxy=proxy, timeouts=PATIENCE) as agent:
+            assert agent.request("GET", origin.url + "/hello").status == 200
+            echoed = agent.request("POST", origin.url + "/echo", content=b"x" * 1_000_000)
+            with pytest.raises(ProxyError, match="user name and password") as caught:
+                agent.request("GET", origin.url + "/hello", options={"proxy": proxy.replace("me:sesame@", "")})
+
+        assert echoed.content == b"x" * 1_000_000
+        assert echoed.reused
+        assert caught.value.status == 407
+        assert origin.stats.connections == 1
