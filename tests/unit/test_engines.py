@@ -34,7 +34,7 @@ def test_unknown_engine_is_an_option_error(name):
 
 def test_engine_that_is_not_installed_is_an_option_error(monkeypatch):
     """A missing engine is reported when the agent is made, with what to install."""
-    monkeypatch.setitem(sys.modules, "tlsagent._http.h1_h11", None)
+    monkeypatch.setitem(sys.modules, "tlsagent._http.h1", None)
 
     with pytest.raises(OptionError, match="pip install") as caught:
         http1_engine("h11")

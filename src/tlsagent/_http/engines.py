@@ -122,7 +122,7 @@ def http1_engine(name: str) -> HTTP1Factory:
     if name not in ("auto", "h11"):
         raise OptionError(f'there is no HTTP/1.1 engine {quoted(str(name))}: take "auto" or "h11" for http1_engine')
     try:
-        from tlsagent._http.h1_h11 import H11Engine
+        from tlsagent._http.h1 import H11Engine
     except ImportError as exc:
         raise OptionError(
             f"the HTTP/1.1 engine h11 cannot be used ({exc}): run pip install 'h11>=0.16'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlsagent._http.h1_h11 import H11Engine
+from tlsagent._http.h1 import H11Engine
 from tlsagent._http.messages import Headers, ResponseHead, request_head
 from tlsagent._options import Http1Options
 from tlsagent.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestError
