@@ -540,7 +540,7 @@ AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_cached_sessions": _bounded,
     "session_store": _store,
     "retry": _boolean,
-    "http1_engine": _one_of("auto", "h11"),
+    "http1_engine": _one_of("auto", "h11", "httptools"),
     "max_response_size": count,
 }
 # Fields whose rule is never asked about None, which stands for the default.

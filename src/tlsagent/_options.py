@@ -450,7 +450,9 @@ class AgentOptions(ConnectionOptions):
         session_store: A `SessionStore` in place of the built-in one.
         retry: Send a request again, once, when a reused connection died before answering it and the request is safe to
             repeat (RFC 9110, 9.2.2). Default True.
-        http1_engine: "auto" or "h11".
+        http1_engine: "httptools" (extra `speed`), "h11", or "auto", the default: httptools if it is installed in a
+            version that this release was tested with, else h11. One that is asked for by name and cannot be used is an
+            `OptionError` when the agent is made.
         http1: Limits for HTTP/1.1 responses.
         max_response_size: Bytes of a body that `request()` will hold; None, the default, for no limit.
         timeouts: `Timeouts`, or a number of seconds for the whole request.
@@ -470,7 +472,7 @@ class AgentOptions(ConnectionOptions):
     session_store: Any = UNSET
     early_data: Any = UNSET
     retry: bool | Unset = UNSET
-    http1_engine: Literal["auto", "h11"] | Unset = UNSET
+    http1_engine: Literal["auto", "h11", "httptools"] | Unset = UNSET
     http2_engine: Any = UNSET
     http1: Http1Options | Unset = UNSET
     http2: Any = UNSET
@@ -569,7 +571,7 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     max_cached_sessions: int | Unset
     session_store: Any
     retry: bool | Unset
-    http1_engine: Literal["auto", "h11"] | Unset
+    http1_engine: Literal["auto", "h11", "httptools"] | Unset
     http1: Http1Options | Unset
     max_response_size: int | Unset | None
     timeouts: Timeouts | float | Unset | None

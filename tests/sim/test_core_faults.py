@@ -87,11 +87,12 @@ def dying_server():
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("reused", [True, False])
-def test_peer_dies_at_each_byte_of_a_response(ending, method, reused):
+@pytest.mark.parametrize("engine", ["h11", "httptools"])
+def test_peer_dies_at_each_byte_of_a_response(ending, method, reused, engine):
     """Wherever a response breaks off, the request is repeated once if that is safe, else it fails with the facts."""
     server = dying_server()
     server.ending = ending
-    sim = Simulation(server=server)
+    sim = Simulation(server=server, http1_engine=engine)
     for size in range(len(ANSWER) + 1):
         sim.close_idle()
         if reused:
@@ -218,9 +219,10 @@ def test_connection_found_dead_is_not_used(ending, watch_idle):
 
 @pytest.mark.parametrize("watch_idle", [True, False])
 @pytest.mark.parametrize("stray", [FORGED, b"HTTP/1.1 408 Timeout\r\n\r\n", b"x"])
-def test_unsolicited_bytes_cost_the_connection(watch_idle, stray):
+@pytest.mark.parametrize("engine", ["h11", "httptools"])
+def test_unsolicited_bytes_cost_the_connection(watch_idle, stray, engine):
     """Whatever comes on an idle connection is never the answer to the next request."""
-    sim = Simulation(watch_idle=watch_idle)
+    sim = Simulation(watch_idle=watch_idle, http1_engine=engine)
     warm(sim)
     sim.peers[0].send(stray)
     sim.run_until_idle()
@@ -232,9 +234,10 @@ def test_unsolicited_bytes_cost_the_connection(watch_idle, stray):
     assert sim.stats().closed == {"unsolicited_data": 1}
 
 
-def test_bytes_behind_a_response_cost_the_connection():
+@pytest.mark.parametrize("engine", ["h11", "httptools"])
+def test_bytes_behind_a_response_cost_the_connection(engine):
     """A response is delivered, the bytes behind it in the same record are nobody's, the connection goes."""
-    sim = Simulation(server=SimulatedServer(lambda request, peer: ANSWER + FORGED))
+    sim = Simulation(server=SimulatedServer(lambda request, peer: ANSWER + FORGED), http1_engine=engine)
 
     handle = finish(sim, sim.request("GET", URL))
 

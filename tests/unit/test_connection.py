@@ -93,7 +93,7 @@ def test_info_after_the_handshake(version):
 
     assert info.protocol_version == version
     assert (info.local_address, info.remote_address) == ("here", "there")
-    assert (info.alpn_protocol, info.http_engine) == ("http/1.1", "h11")
+    assert (info.alpn_protocol, info.http_engine) == ("http/1.1", "httptools")
     assert (info.authorized, info.authorization_error, info.early_data) == (True, None, "none")
     assert (info.session_reused, info.why_not_resumed) == (False, "no session was at hand")
     assert ("DNS", "a.test") in info.peer_certificate.subject_alt_names

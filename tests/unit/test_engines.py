@@ -4,48 +4,95 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import httptools
 import pytest
 
-from tlsagent._http.engines import http1_engine
+from tlsagent import Agent
+from tlsagent._http.engines import HTTPTOOLS_VERSIONS, http1_engine
 from tlsagent._options import Http1Options
 from tlsagent.errors import OptionError
 
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+OLDEST, BEYOND = (".".join(map(str, version)) for version in HTTPTOOLS_VERSIONS)
 
-@pytest.mark.parametrize("name", ["auto", "h11"])
-def test_engine_is_made_for_each_connection(name):
-    """The factory makes engines that share nothing."""
+
+@pytest.mark.parametrize(("name", "engine"), [("auto", "httptools"), ("h11", "h11"), ("httptools", "httptools")])
+def test_engine_is_made_for_each_connection(name, engine):
+    """The factory makes engines that share nothing; "auto" is the fast one."""
     factory = http1_engine(name)
 
     first, second = factory(Http1Options()), factory(Http1Options())
 
     assert first is not second
-    assert first.name == "h11"
+    assert first.name == engine
     assert not first.reusable()
 
 
-@pytest.mark.parametrize("name", ["", "H11", "httptools", "\x1b[2J", None])
+@pytest.mark.parametrize("name", ["", "H11", "llhttp", "\x1b[2J", None])
 def test_unknown_engine_is_an_option_error(name):
     """Only known names are taken; the message says which."""
-    with pytest.raises(OptionError, match='"auto" or "h11"') as caught:
+    with pytest.raises(OptionError, match='"auto", "h11" or "httptools"') as caught:
         http1_engine(name)
     assert str(caught.value).isprintable()
 
 
-def test_engine_that_is_not_installed_is_an_option_error(monkeypatch):
+@pytest.mark.parametrize(("name", "install"), [("h11", r"'h11>=0.16'"), ("httptools", r"'tlsagent\[speed\]'")])
+def test_engine_that_is_not_installed_is_an_option_error(monkeypatch, name, install):
     """A missing engine is reported when the agent is made, with what to install."""
-    monkeypatch.setitem(sys.modules, "tlsagent._http.h1", None)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"tlsagent._http.h1_{name}", raising=False)
 
-    with pytest.raises(OptionError, match="pip install") as caught:
-        http1_engine("h11")
+    with pytest.raises(OptionError, match=f"pip install {install}") as caught:
+        Agent(http1_engine=name)
     assert caught.value.code == "ERR_TLSAGENT_NO_ENGINE"
     assert isinstance(caught.value.__cause__, ImportError)
 
 
-def test_engine_library_is_loaded_on_first_use():
-    """Choosing is what loads h11, not the import of the choice."""
+def test_auto_is_h11_where_httptools_is_missing(monkeypatch):
+    """Nothing but h11 is needed."""
+    monkeypatch.setitem(sys.modules, "httptools", None)
+
+    assert http1_engine("auto")(Http1Options()).name == "h11"
+
+
+@pytest.mark.parametrize("version", [OLDEST, OLDEST + ".post1", "0.9.9", httptools.__version__])
+def test_tested_version_is_taken(monkeypatch, version):
+    """Every version of the range will do."""
+    monkeypatch.setattr(httptools, "__version__", version)
+
+    assert http1_engine("httptools")(Http1Options()).name == "httptools"
+
+
+@pytest.mark.parametrize("version", ["0.6.3", "0.1", BEYOND, BEYOND + ".0rc1", "1.0.0", "unknown"])
+def test_untested_version_is_not_taken(monkeypatch, version):
+    """Outside of the range "auto" is h11, and asking by name is an option error that shows the version."""
+    monkeypatch.setattr(httptools, "__version__", version)
+
+    assert http1_engine("auto")(Http1Options()).name == "h11"
+    with pytest.raises(OptionError, match=rf"version {version} was not tested") as caught:
+        http1_engine("httptools")
+    assert caught.value.code == "ERR_TLSAGENT_NO_ENGINE"
+
+
+def test_extra_installs_what_was_tested():
+    """The extra `speed` and the choice of the engine mean the same versions."""
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+
+    assert [wanted for wanted in extras["speed"] if wanted.startswith("httptools")] == [
+        f"httptools>={OLDEST},<{BEYOND}"
+    ]
+
+
+@pytest.mark.parametrize("name", ["h11", "httptools"])
+def test_engine_library_is_loaded_on_first_use(name):
+    """Choosing is what loads a parser, and only the chosen one."""
+    other = {"h11": "httptools", "httptools": "h11"}[name]
     script = (
-        "import sys, tlsagent._http.engines as e; assert 'h11' not in sys.modules; e.http1_engine('auto'); import h11"
+        f"import sys, tlsagent._http.engines as e; assert not {{'h11', 'httptools'}} & set(sys.modules); "
+        f"e.http1_engine('{name}'); assert '{name}' in sys.modules; assert '{other}' not in sys.modules"
     )
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=30).returncode == 0

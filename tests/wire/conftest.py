@@ -1,5 +1,6 @@
 """
 One harness for both drivers: the same test runs against `Agent` and against `AsyncAgent` on asyncio and on uvloop.
+Tests marked `framing`, in which it matters how HTTP/1.1 is read, run with h11 too, where else "auto" takes httptools.
 
 A harness is used from the test's thread. `submit` starts a request beside others and returns a future.
 """
@@ -20,6 +21,15 @@ from tlsagent import Agent, AsyncAgent
 from tlsagent.testing import Server
 
 DRIVERS = ["threads", "asyncio", "uvloop"]
+# Engines do not see what drives them: twice is enough for h11.
+WITH_H11 = [*DRIVERS, "threads-h11", "asyncio-h11"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on all drivers, and one that is marked `framing` on both HTTP/1.1 engines."""
+    if "open_agent" in metafunc.fixturenames:
+        framing = metafunc.definition.get_closest_marker("framing")
+        metafunc.parametrize("open_agent", WITH_H11 if framing else DRIVERS, indirect=True)
 
 
 class ThreadsHarness:
@@ -199,8 +209,10 @@ Harness = ThreadsHarness | AsyncHarness
 
 def _harnesses(driver: str) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
+    driver, _, engine = driver.partition("-")
 
     def make(**options: Any) -> Harness:
+        options.setdefault("http1_engine", engine or "auto")
         harness = ThreadsHarness(**options) if driver == "threads" else AsyncHarness(driver, **options)
         made.append(harness)
         return harness
@@ -210,7 +222,7 @@ def _harnesses(driver: str) -> Iterator[Callable[..., Harness]]:
         harness.tear_down()
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture
 def open_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Return a function that makes an agent of the driver under test; all are closed at the end."""
     yield from _harnesses(request.param)

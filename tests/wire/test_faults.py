@@ -123,6 +123,7 @@ def test_refused_connection_names_the_address(open_agent):
 
 @pytest.mark.parametrize("how", [reset, fin, close_notify])
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.framing
 def test_connection_that_ends_while_idle_is_not_used(open_agent, open_peer, how, method):
     """
     An idle connection that the peer ended serves nothing more: the next request, a POST too, has a new one, unharmed.
@@ -176,6 +177,7 @@ def unsolicited(later: float | None, *, tail: bytes) -> Fault:
 
 @pytest.mark.parametrize("later", [None, 0, 0.03], ids=["same record", "next record", "30 ms later"])
 @pytest.mark.parametrize("tail", [FORGED, b"\r\n", b"x"], ids=["response", "crlf", "byte"])
+@pytest.mark.framing
 def test_bytes_that_nobody_asked_for_cost_the_connection(open_agent, open_peer, later, tail):
     """
     What follows a complete response is never the answer to the next request, and the connection goes.
@@ -195,6 +197,7 @@ def test_bytes_that_nobody_asked_for_cost_the_connection(open_agent, open_peer, 
 
 
 @pytest.mark.parametrize("later", [None, 0], ids=["same record", "next record"])
+@pytest.mark.framing
 def test_forged_response_is_not_given_to_a_request_in_the_queue(open_agent, open_peer, later):
     """
     A request that waits for the connection does not get the second response of the first.
@@ -227,6 +230,7 @@ def test_forged_response_is_not_given_to_a_request_in_the_queue(open_agent, open
     assert not second.result().reused
 
 
+@pytest.mark.framing
 def test_408_on_an_idle_connection_is_swallowed(open_agent, open_peer):
     """
     A server's 408 for an idle connection is nobody's answer.
@@ -375,6 +379,7 @@ def test_retry_happens_once(open_agent, open_peer):
     assert len(peer.connections) == 2
 
 
+@pytest.mark.framing
 def test_response_that_began_is_not_asked_for_again(open_agent, open_peer):
     """
     Once a byte of the response came there is no retry.
@@ -418,6 +423,7 @@ def test_fresh_connection_that_ends_is_no_reason_to_retry(open_agent, open_peer)
     ids=["head", "length", "between chunks", "before the last line"],
 )
 @pytest.mark.parametrize("how", [reset, fin, close_notify])
+@pytest.mark.framing
 def test_response_cut_short_is_an_error(open_agent, open_peer, said, how):
     """
     A response that ends before it is complete is an error, however the connection ends.
@@ -440,6 +446,7 @@ def test_response_cut_short_is_an_error(open_agent, open_peer, said, how):
     assert agent.request("GET", peer.url, timeouts=5).content == b"ok"
 
 
+@pytest.mark.framing
 def test_body_until_the_end_needs_close_notify(open_agent, open_peer):
     """
     A body that ends with its connection is only whole if TLS says so: a bare FIN is a truncation.
@@ -470,6 +477,7 @@ def test_body_until_the_end_needs_close_notify(open_agent, open_peer):
     ],
     ids=["lengths", "plus", "chunk size", "101", "long head", "many 1xx", "not http"],
 )
+@pytest.mark.framing
 def test_broken_framing_is_an_error_and_costs_the_connection(open_agent, open_peer, said):
     """
     What cannot be understood in one way only is an error; the connection serves nothing more.
@@ -493,6 +501,7 @@ def test_broken_framing_is_an_error_and_costs_the_connection(open_agent, open_pe
     assert wait_until(lambda: peer.connections[0].ended)
 
 
+@pytest.mark.framing
 def test_reset_right_after_a_response_harms_nothing(open_agent, open_peer):
     """
     A response that was complete before the peer's RST is delivered.
@@ -518,6 +527,7 @@ def test_reset_right_after_a_response_harms_nothing(open_agent, open_peer):
     assert agent.request("POST", peer.url, content=b"x").content == b"ok"
 
 
+@pytest.mark.framing
 def test_response_that_comes_byte_by_byte(open_agent, open_peer):
     """
     A response whose TLS records arrive one byte at a time is read all the same.
@@ -539,6 +549,7 @@ def test_response_that_comes_byte_by_byte(open_agent, open_peer):
 # --- Left lying -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.framing
 def test_response_dropped_unread_warns_and_costs_its_connection(open_agent, server):
     """
     A streamed response that is forgotten gives a ResourceWarning, its connection goes, its slot is free.

@@ -19,6 +19,7 @@ def _with_hint(hint: str):
 
 
 @pytest.mark.parametrize("hint", ["timeout=1", "max=100, timeout=1", "TIMEOUT=1", "timeout = 0"])
+@pytest.mark.framing
 def test_hint_of_no_use_ends_the_connection(open_agent, hint):
     """
     A Keep-Alive hint that leaves no time after the margin ends the connection, whatever its case and order.
@@ -31,6 +32,7 @@ def test_hint_of_no_use_ends_the_connection(open_agent, hint):
 
 
 @pytest.mark.parametrize("hint", ["timeout=5", "max=7", "timeout=soon", "timeout=99999999999999999999"])
+@pytest.mark.framing
 def test_hint_that_leaves_time_keeps_the_connection(open_agent, hint):
     """
     A Keep-Alive hint beyond the margin, or one that says nothing, lets the next request use the connection.

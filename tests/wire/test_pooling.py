@@ -38,6 +38,7 @@ def other_url(server: Any) -> str:
 # --- Reuse ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.framing
 def test_connection_is_reused(open_agent, server):
     """
     Requests one after the other share one connection.
@@ -82,6 +83,7 @@ def test_without_keep_alive_a_waiting_request_takes_over(open_agent, gated_serve
     assert targets(gated_server) == [["/gate/a", "/hello"]]
 
 
+@pytest.mark.framing
 def test_connection_close_of_the_server_is_obeyed(open_agent, server):
     """
     After `Connection: close` the next request has a new connection, without a retry.
@@ -96,6 +98,7 @@ def test_connection_close_of_the_server_is_obeyed(open_agent, server):
     assert targets(server) == [["/close"], ["/hello"]]
 
 
+@pytest.mark.framing
 def test_http_1_0_response_ends_its_connection(open_agent, open_peer):
     """
     An HTTP/1.0 response without keep-alive is the last of its connection.
@@ -115,6 +118,7 @@ def test_http_1_0_response_ends_its_connection(open_agent, open_peer):
     assert len(peer.connections) == 2
 
 
+@pytest.mark.framing
 def test_why_not_reused_names_the_reason(open_agent, server):
     """
     A response on a new connection says why none was reused.

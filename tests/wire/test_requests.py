@@ -104,6 +104,7 @@ def _generated() -> Iterator[bytes]:
     [_generated, lambda: list(_generated()), lambda: _Pipe(b"".join(_generated()))],
     ids=["generator", "list", "pipe"],
 )
+@pytest.mark.framing
 def test_body_of_unknown_length_is_sent_chunked(open_agent, server, make):
     """
     What does not know its length is sent chunked; an empty piece does not end it.
@@ -153,6 +154,7 @@ def test_asynchronous_iterable_is_refused_by_the_sync_agent(open_sync_agent, ser
 
 
 @pytest.mark.parametrize("content", [None, b"body", [b"bo", b"dy"]], ids=["none", "bytes", "list"])
+@pytest.mark.framing
 def test_trailers_follow_the_body(open_agent, server, content):
     """
     A request with trailers is sent chunked and the trailers arrive after the body.
@@ -167,6 +169,7 @@ def test_trailers_follow_the_body(open_agent, server, content):
     assert request.body == (b"body" if content else b"")
 
 
+@pytest.mark.framing
 def test_large_echo_flows_both_ways_at_once(open_agent, server):
     """
     A server that answers while it reads is read while we write: neither waits for the other.
@@ -228,6 +231,7 @@ def test_body_iterator_that_raises_costs_the_connection(open_agent, server):
 
 
 @pytest.mark.parametrize(("method", "path"), [("HEAD", "/hello"), ("GET", "/status/204"), ("GET", "/status/304")])
+@pytest.mark.framing
 def test_response_without_a_body_leaves_the_connection_usable(open_agent, server, method, path):
     """
     HEAD, 204 and 304 have no body, whatever their length fields say, and the connection serves on.
@@ -242,6 +246,7 @@ def test_response_without_a_body_leaves_the_connection_usable(open_agent, server
     assert server.stats.connections == 1
 
 
+@pytest.mark.framing
 def test_chunked_response_is_joined_and_its_trailers_kept(open_agent, server):
     """
     A chunked response arrives whole, with its trailers.
@@ -257,6 +262,7 @@ def test_chunked_response_is_joined_and_its_trailers_kept(open_agent, server):
     assert server.stats.connections == 1
 
 
+@pytest.mark.framing
 def test_informational_heads_are_kept(open_agent, open_peer):
     """
     1xx heads come before the response and are no response.
@@ -279,6 +285,7 @@ def test_informational_heads_are_kept(open_agent, open_peer):
     assert agent.request("GET", peer.url).reused
 
 
+@pytest.mark.framing
 def test_response_until_the_end_of_the_connection(open_agent, open_peer):
     """
     A response without a length ends with close_notify, and its connection with it.
@@ -297,6 +304,7 @@ def test_response_until_the_end_of_the_connection(open_agent, open_peer):
     assert len(peer.connections) == 2
 
 
+@pytest.mark.framing
 def test_response_larger_than_allowed_is_refused(open_agent, server):
     """
     `max_response_size` bounds what is kept of a body; the slot is free afterwards.
@@ -309,6 +317,7 @@ def test_response_larger_than_allowed_is_refused(open_agent, server):
     assert len(agent.request("GET", server.url + "/bytes/100000", timeouts=5).content) == 100_000
 
 
+@pytest.mark.framing
 def test_facts_of_a_response(open_agent, server):
     """
     A response tells about its connection, its place on it, and how long its phases took.
@@ -334,6 +343,7 @@ def test_facts_of_a_response(open_agent, server):
 # --- Streaming --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.framing
 def test_stream_hands_out_a_body_while_it_comes(open_agent, open_peer):
     """
     The head and the first bytes reach the caller while the server still holds the rest back.
@@ -359,6 +369,7 @@ def test_stream_hands_out_a_body_while_it_comes(open_agent, open_peer):
     assert agent.request("GET", peer.url).reused
 
 
+@pytest.mark.framing
 def test_stream_left_early_costs_the_connection(open_agent, server):
     """
     Leaving a stream before its end closes the connection and frees the slot.
@@ -372,6 +383,7 @@ def test_stream_left_early_costs_the_connection(open_agent, server):
     assert agent.request("GET", server.url + "/hello", timeouts=5).request_number == 1
 
 
+@pytest.mark.framing
 def test_stream_read_to_its_end_keeps_the_connection(open_agent, server):
     """
     A stream read to its end gives its connection back, before the block is left.
@@ -447,6 +459,7 @@ def test_peer_that_reads_slowly_holds_the_body_back(open_agent, open_peer):
     assert produced == total
 
 
+@pytest.mark.framing
 def test_early_response_is_delivered_and_stops_the_upload(open_agent, open_peer):
     """
     A final response that comes while the request is being sent is delivered, the upload ends, the connection goes.

@@ -7,8 +7,9 @@ other. It knows neither sockets nor time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tlsagent.errors import OptionError, quoted
 
@@ -108,24 +109,62 @@ class HTTP1Engine(Protocol):
 
 HTTP1Factory = Callable[["Http1Options"], HTTP1Engine]
 
+HTTPTOOLS_VERSIONS: Final = ((0, 6, 4), (0, 10))
+"""The httptools that this release was tested with: from the first version on, below the second."""
+
 
 def http1_engine(name: str) -> HTTP1Factory:
     """
     Return what makes the HTTP/1.1 engines of an agent.
 
     Args:
-        name: "h11", or "auto" for the best that is installed.
+        name: "httptools", "h11", or "auto": httptools if it is installed in a version that was tested, else h11.
 
     Raises:
-        OptionError: There is no such engine, or it is not installed.
+        OptionError: There is no such engine, or it is not installed, or not in a version that was tested.
     """
-    if name not in ("auto", "h11"):
-        raise OptionError(f'there is no HTTP/1.1 engine {quoted(str(name))}: take "auto" or "h11" for http1_engine')
-    try:
-        from tlsagent._http.h1 import H11Engine
-    except ImportError as exc:
+    if name == "auto":
+        try:
+            return _httptools()
+        except OptionError:
+            return _h11()
+    engine = _ENGINES.get(name)
+    if engine is None:
         raise OptionError(
-            f"the HTTP/1.1 engine h11 cannot be used ({exc}): run pip install 'h11>=0.16'",
-            code="ERR_TLSAGENT_NO_ENGINE",
-        ) from exc
-    return H11Engine
+            f'there is no HTTP/1.1 engine {quoted(str(name))}: take "auto", "h11" or "httptools" for http1_engine'
+        )
+    return engine()
+
+
+def _h11() -> HTTP1Factory:
+    try:
+        from tlsagent._http.h1_h11 import h11_engine
+    except ImportError as exc:
+        raise _unusable("h11", str(exc), "'h11>=0.16'") from exc
+    return h11_engine
+
+
+def _httptools() -> HTTP1Factory:
+    try:
+        import httptools
+
+        from tlsagent._http.h1_httptools import httptools_engine
+    except ImportError as exc:
+        raise _unusable("httptools", str(exc), "'tlsagent[speed]'") from exc
+    oldest, beyond = HTTPTOOLS_VERSIONS
+    if not oldest <= _version(httptools.__version__) < beyond:
+        raise _unusable("httptools", f"version {httptools.__version__} was not tested", "'tlsagent[speed]'")
+    return httptools_engine
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def _unusable(name: str, why: str, install: str) -> OptionError:
+    return OptionError(
+        f"the HTTP/1.1 engine {name} cannot be used ({why}): run pip install {install}", code="ERR_TLSAGENT_NO_ENGINE"
+    )
+
+
+_ENGINES: Final[dict[str, Callable[[], HTTP1Factory]]] = {"h11": _h11, "httptools": _httptools}

@@ -1,7 +1,9 @@
 """
-HTTP/1.1 upon h11: reads responses (RFC 9112) and decides whether the connection may serve another request.
+HTTP/1.1 of one connection: reads responses (RFC 9112) and decides whether it may serve another request.
 
-h11 judges heads, chunks and trailers. What it need not see does not pass through it: requests are written by
+What a head or a chunk says is judged by a `ResponseParser`: h11 (`h1_h11`) or llhttp (`h1_httptools`). All else is
+here, once for both: where a head ends and how long it may be, how its body is framed, the counting of bodies, the
+limits, and the verdict on reuse. What a parser need not see does not pass through it: requests are written by
 `RequestWriter`, and a body framed by its length or by the end of the connection is counted here.
 
 Theory of operation
@@ -10,37 +12,61 @@ Theory of operation
                   ^  | 1xx           (no body: straight to DONE)
                   +--+               any state but DONE: -error-> BROKEN, which nothing leaves
 
-- A head is collected here up to its empty line and handed to h11 whole, so that the cap on its size is exact and no
-  byte of a body lies in h11's buffer.
-- Every head gets an h11 connection of its own, which then reads the chunks if there are any. A new one costs 0.7 us;
-  the full cycle of one h11 connection (request, end, head, data, end, `start_next_cycle`) costs 30 us per exchange
-  where this costs 13. h11 lets a server respond from its state IDLE, hence it is told of a request only where it
-  insists on one: before a 1xx.
-- h11 takes a bare LF for the end of a line of the head, and any HTTP/d.d for a version. We do not: parsers that differ
-  on where a head ends is how responses get smuggled.
+- A head is collected here up to its empty line and handed to the parser whole, so that the cap on its size is exact and
+  no byte of a body lies in the parser's buffer.
+- Parsers differ, and where they do responses get smuggled. What both must refuse alike is refused here: a bare LF or
+  CR in a head, any version but 1.0 and 1.1, any coding but "chunked" alone, a coding beside a length, either of them in
+  trailers. Where one parser still takes what the other refuses, its `exact` is false, and the connection is not used
+  again.
 - Bytes beyond a response answer no request of ours. They are dropped and the connection is never used again.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final, Literal
-
-import h11
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from tlsagent._http.messages import Headers, RequestWriter, ResponseHead, idle_hint, tokens
 from tlsagent.errors import ConnectionLost, RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
-    from tlsagent._http.messages import CallerFields, Field, HTTPSink, RequestHead
+    from tlsagent._http.messages import Field, HTTPSink, RequestHead
     from tlsagent._options import Http1Options
 
-_VERSIONS: Final[dict[bytes, Literal["HTTP/1.1", "HTTP/1.0"]]] = {b"1.1": "HTTP/1.1", b"1.0": "HTTP/1.0"}
-_ANY_REQUEST: Final = h11.Request(method="GET", target="/", headers=[("Host", "host")])
+_VERSIONS: Final[dict[bytes, Literal["HTTP/1.1", "HTTP/1.0"]]] = {b"HTTP/1.1 ": "HTTP/1.1", b"HTTP/1.0 ": "HTTP/1.0"}
 _BODILESS: Final = frozenset({204, 304})
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_STEERING_SIZES: Final = frozenset(map(len, _FRAMING | {b"keep-alive", b"connection"}))
 _SHOWN: Final = 256  # more than `quoted` shows, so that it can tell that there is more
 _CHUNK_ALLOWANCE: Final = 16
 """Bytes of framing that each chunk may cost without counting against `max_head_size`."""
+
+
+class ResponseParser(Protocol):
+    """
+    What judges the heads and the chunked bodies of one connection. It raises `RemoteProtocolError` for malformed ones.
+
+    Attributes:
+        name: The library, by the name under which it is chosen.
+        exact: Whether every strict parser reads what this one has read since the last head in the same way.
+        pieces: The body that the last `read_chunks` found, also if it raised.
+        chunks: How many chunks began there.
+        leftover: Whether bytes followed the end of the body.
+        trailers: The fields after the last chunk, once the body has ended.
+    """
+
+    name: str
+    exact: bool
+    pieces: list[bytes]
+    chunks: int
+    leftover: bool
+    trailers: list[Field]
+
+    def read_head(self, head: bytes) -> tuple[int, str, list[Field]]:
+        """Return status, reason and fields of a head: all of it, up to and including its empty line."""
+
+    def read_chunks(self, data: bytes | memoryview) -> bool:
+        """Take bytes of the chunked body that follows the last head; returns whether it has ended."""
 
 
 class _Reading(enum.Enum):
@@ -53,11 +79,22 @@ class _Reading(enum.Enum):
     BROKEN = "the peer broke the protocol or went away"
 
 
-class H11Engine:
+# A global is found sooner than a member of an enum.
+_IDLE: Final = _Reading.IDLE
+_HEAD: Final = _Reading.HEAD
+_LENGTH: Final = _Reading.LENGTH
+_CHUNKED: Final = _Reading.CHUNKED
+_UNTIL_EOF: Final = _Reading.UNTIL_EOF
+_DONE: Final = _Reading.DONE
+_BROKEN: Final = _Reading.BROKEN
+
+
+class H1Engine:
     """
     HTTP/1.1 of one connection; see `HTTP1Engine` for the verbs.
 
     Attributes:
+        name: The parser's.
         has_leftover: Whether the peer sent bytes beyond a response.
         idle_hint: Seconds that the last response allows the connection to be idle (`Keep-Alive: timeout`), or None.
     """
@@ -74,17 +111,21 @@ class H11Engine:
         "_remaining",
         "_to_head",
         "_writer",
+        "end_request",
         "has_leftover",
         "idle_hint",
+        "name",
+        "send_data",
     )
 
-    name = "h11"
-
-    def __init__(self, limits: Http1Options) -> None:
+    def __init__(self, limits: Http1Options, parser: ResponseParser) -> None:
+        self.name = parser.name
         self._limits = limits
-        self._writer = RequestWriter()
-        self._reading = _Reading.IDLE
-        self._parser: h11.Connection | None = None
+        self._parser = parser
+        self._writer = writer = RequestWriter()
+        self.send_data = writer.send_data
+        self.end_request = writer.end
+        self._reading = _IDLE
         self._buffer = bytearray()
         self._keep_alive = True
         self._to_head = False
@@ -105,34 +146,26 @@ class H11Engine:
     @property
     def response_complete(self) -> bool:
         """Whether the response has come to its end."""
-        return self._reading is _Reading.DONE
+        return self._reading is _DONE
 
     def start(self, head: RequestHead) -> bytes:
         """Return the bytes of a request's head."""
-        assert self._reading is _Reading.IDLE, self._reading
+        assert self._reading is _IDLE, self._reading
         assert not self.has_leftover
-        self._reading = _Reading.HEAD
+        self._reading = _HEAD
         self._keep_alive = head.keep_alive
         self._to_head = head.method == b"HEAD"
         self._informational = 0
         return self._writer.start(head)
 
-    def send_data(self, data: bytes | memoryview) -> bytes | memoryview:
-        """Return a piece of the body, framed."""
-        return self._writer.send_data(data)
-
-    def end_request(self, trailers: CallerFields = ()) -> bytes:
-        """Return what ends the request."""
-        return self._writer.end(trailers)
-
     def reusable(self) -> bool:
         """Return whether a next request may follow."""
-        return self._reading is _Reading.DONE and self._writer.complete and self._keep_alive and not self.has_leftover
+        return self._reading is _DONE and self._writer.complete and self._keep_alive and not self.has_leftover
 
     def next_cycle(self) -> None:
         """Make ready for the next request."""
         assert self.reusable()
-        self._reading = _Reading.IDLE
+        self._reading = _IDLE
 
     # --- Responses ----------------------------------------------------------------------------------------------------
 
@@ -140,13 +173,13 @@ class H11Engine:
         """Take bytes from the peer and tell the sink; `data` is not kept."""
         while data:
             reading = self._reading
-            if reading is _Reading.HEAD:
+            if reading is _HEAD:
                 data = self._read_head(data, sink)
-            elif reading is _Reading.LENGTH:
+            elif reading is _LENGTH:
                 data = self._read_length(data, sink)
-            elif reading is _Reading.CHUNKED:
+            elif reading is _CHUNKED:
                 data = self._read_chunks(data, sink)
-            elif reading is _Reading.UNTIL_EOF:
+            elif reading is _UNTIL_EOF:
                 self._got += len(data)
                 sink.body_received(bytes(data))
                 return
@@ -159,19 +192,19 @@ class H11Engine:
         """Take the end of the peer's bytes."""
         reading = self._reading
         self._keep_alive = False
-        if reading is _Reading.UNTIL_EOF and clean:
+        if reading is _UNTIL_EOF and clean:
             self._end(sink)
-        elif reading not in (_Reading.IDLE, _Reading.DONE, _Reading.BROKEN):
+        elif reading not in (_IDLE, _DONE, _BROKEN):
             lost = ConnectionLost(f"the server closed the connection {self._whereabouts()}")
-            self._reading = _Reading.BROKEN
+            self._reading = _BROKEN
             raise lost
 
     def _whereabouts(self) -> str:
-        if self._reading is _Reading.LENGTH:
+        if self._reading is _LENGTH:
             return f"within the body: {self._got} bytes of {self._got + self._remaining} came"
-        if self._reading is _Reading.CHUNKED:
+        if self._reading is _CHUNKED:
             return f"within the body: {self._got} bytes came, more chunks were due"
-        if self._reading is _Reading.UNTIL_EOF:
+        if self._reading is _UNTIL_EOF:
             return f"without close_notify: the body may be cut off, {self._got} bytes came"
         if self._buffer:
             return f"within the response head: {len(self._buffer)} bytes came"
@@ -193,12 +226,13 @@ class H11Engine:
             buffer += data
             self._check_unfinished_head(before)
             return b""
-        buffer.clear()
+        if before:
+            buffer.clear()
         self._take_head(data[:end], sink)
         rest = data[end:]
-        if self._reading is not _Reading.DONE:
+        if self._reading is not _DONE:
             return rest
-        self._end(sink, rest=rest)
+        self._end(sink, leftover=bool(rest))
         return b""
 
     def _check_unfinished_head(self, checked: int) -> None:
@@ -209,77 +243,80 @@ class H11Engine:
         if not (buffer.startswith(b"HTTP/1.") or b"HTTP/1.".startswith(buffer[:7])):
             raise self._broken(f"the server does not speak HTTP/1.1: it sent {quoted(bytes(buffer[:_SHOWN]))}")
         if buffer.count(b"\n", checked) != buffer.count(b"\r\n", max(0, checked - 1)):
-            raise self._bare_line_feed()
+            raise self._bare_line_end()
 
     def _take_head(self, head: bytes, sink: HTTPSink) -> None:
         if len(head) > self._limits.max_head_size:
             raise self._head_too_large()
-        if head.count(b"\n") != head.count(b"\r\n"):
-            raise self._bare_line_feed()
-        event = self._parsed(head)
-        version = _VERSIONS.get(event.http_version)
+        if not head.count(b"\n") == head.count(b"\r\n") == head.count(b"\r"):
+            raise self._bare_line_end()
+        version = _VERSIONS.get(head[:9])
         if version is None:
-            raise self._broken(f"the server answered in HTTP/{event.http_version.decode()}, not HTTP/1.1")
-        raw = event.headers.raw_items()
-        response = ResponseHead(event.status_code, event.reason.decode("latin-1"), version, Headers(raw))
-        if event.status_code < 200:
+            raise self._broken(f"the server did not answer in HTTP/1.1: it sent {quoted(head[:_SHOWN])}")
+        parser = self._parser
+        try:
+            status, reason, raw = parser.read_head(head)
+        except RemoteProtocolError:
+            self._reading = _BROKEN
+            raise
+        response = ResponseHead(status, reason, version, Headers(raw))
+        length, chunked, closing = self._announced(response)
+        if not parser.exact:
+            self._keep_alive = False
+        if status < 200:
             self._take_informational(response, sink)
             return
-        self._reading = self._framing(response, raw)
-        self._got = 0
+        if closing or version != "HTTP/1.1":
+            self._keep_alive = False  # RFC 9112, 9.3
+        # RFC 9112, 6.3
+        if length == 0 or self._to_head or status in _BODILESS:
+            self._reading = _DONE
+        elif chunked:
+            self._reading = _CHUNKED
+        elif length is not None:
+            self._reading = _LENGTH
+            self._remaining = length
+        else:
+            self._reading = _UNTIL_EOF
+        self._got = self._overhead = 0
         sink.response_received(response)
 
-    def _parsed(self, head: bytes) -> h11.Response | h11.InformationalResponse:
-        parser = self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=self._limits.max_head_size)
-        try:
-            if head.startswith(b"1", 9):
-                parser.send(_ANY_REQUEST)
-            parser.receive_data(head)
-            event = parser.next_event()
-        except h11.RemoteProtocolError as exc:
-            if head.startswith(b"101", 9):
-                raise self._broken("the server switched protocols (101), which nobody asked for") from exc
-            raise self._broken(f"the head of the response is malformed: {quoted(str(exc))}") from exc
-        assert isinstance(event, (h11.Response, h11.InformationalResponse))
-        return event
-
     def _take_informational(self, response: ResponseHead, sink: HTTPSink) -> None:
+        status = response.status
+        if status < 100:
+            raise self._broken(f"the server sent the status {status:03}, which is none")
+        if status == 101:
+            raise self._broken("the server switched protocols (101), which nobody asked for")
         self._informational += 1
         if self._informational > self._limits.max_informational:
             allowed = self._limits.max_informational
             raise self._broken(f"the server sent more than {allowed} informational responses (max_informational)")
         sink.informational_received(response)
 
-    def _framing(self, response: ResponseHead, raw: list[Field]) -> _Reading:
-        """Return how the body is framed (RFC 9112, 6.3), and note whether the connection persists (9.3)."""
+    def _announced(self, response: ResponseHead) -> tuple[int | None, bool, bool]:
+        """Return the length that a head announces, whether it announces chunks, and whether it takes its leave."""
         length = None
-        chunked = False
-        persistent = self._keep_alive and response.http_version == "HTTP/1.1"
+        chunked = closing = False
         self.idle_hint = None
-        for name, value in raw:
-            # h11 has judged the values: one length of digits only, no coding but "chunked".
+        for name, value in response.headers.raw:
+            if len(name) not in _STEERING_SIZES:
+                continue
             match name.lower():
                 case b"content-length":
+                    # The parser has judged it: digits, and no second one that differs.
                     length = int(value)
                 case b"transfer-encoding":
+                    if chunked or value.lower() != b"chunked":
+                        raise self._broken(f'the only Transfer-Encoding is "chunked", once, not {quoted(value)}')
                     chunked = True
                 case b"keep-alive":
                     self.idle_hint = idle_hint(value)
                 case b"connection":
-                    persistent = persistent and b"close" not in tokens(value)
-        self._keep_alive = persistent
+                    closing = closing or b"close" in tokens(value)
         if chunked and (length is not None or response.http_version == "HTTP/1.0"):
             with_what = "together with Content-Length" if length is not None else "in HTTP/1.0"
             raise self._broken(f"the server sent Transfer-Encoding {with_what}: the length of the body is ambiguous")
-        if self._to_head or response.status in _BODILESS or length == 0:
-            return _Reading.DONE
-        if chunked:
-            self._overhead = 0
-            return _Reading.CHUNKED
-        if length is None:
-            return _Reading.UNTIL_EOF
-        self._remaining = length
-        return _Reading.LENGTH
+        return length, chunked, closing
 
     # --- Bodies -------------------------------------------------------------------------------------------------------
 
@@ -290,51 +327,49 @@ class H11Engine:
         self._got += len(body)
         sink.body_received(bytes(body))
         if not self._remaining:
-            self._end(sink, rest=data[remaining:])
+            self._end(sink, leftover=len(data) > remaining)
         return b""
 
     def _read_chunks(self, data: bytes | memoryview, sink: HTTPSink) -> bytes:
         parser = self._parser
-        assert parser is not None
-        pieces: list[bytes] = []
         try:
-            parser.receive_data(data)  # type: ignore[arg-type]  # any buffer will do: it is appended to a bytearray
-            self._overhead += len(data)
-            event = parser.next_event()
-            while isinstance(event, h11.Data):
-                pieces.append(event.data)
-                self._overhead -= len(event.data) + (_CHUNK_ALLOWANCE if event.chunk_start else 0)
-                event = parser.next_event()
-        except h11.RemoteProtocolError as exc:
-            raise self._broken(f"the chunked body is malformed: {quoted(str(exc))}") from exc
+            ended = parser.read_chunks(data)
+        except RemoteProtocolError:
+            self._reading = _BROKEN
+            raise
         finally:
             # Many small chunks make one piece. What came before an error was good, and is handed up in any case: what
             # the caller sees must not depend on how the bytes were cut.
-            if pieces:
-                body = b"".join(pieces)
+            body = b"".join(parser.pieces)
+            if body:
                 self._got += len(body)
                 sink.body_received(body)
-        ended = isinstance(event, h11.EndOfMessage)
-        rest = parser.trailing_data[0] if ended else b""
-        if self._overhead - len(rest) > self._limits.max_head_size:
+        self._overhead += len(data) - len(body) - _CHUNK_ALLOWANCE * parser.chunks
+        # How much of a piece belongs to what follows the end is not known; the connection is lost to it anyway.
+        if self._overhead > self._limits.max_head_size and not parser.leftover:
             raise self._broken("the framing of the chunked body, trailers included, is too large (max_head_size)")
-        if isinstance(event, h11.EndOfMessage):
-            trailers = event.headers.raw_items()
-            self._end(sink, Headers(trailers) if trailers else None, rest=rest)
+        if ended:
+            if not parser.exact:
+                self._keep_alive = False
+            self._end(sink, self._checked(parser.trailers), leftover=parser.leftover)
         return b""
 
-    def _end(self, sink: HTTPSink, trailers: Headers | None = None, *, rest: bytes | memoryview = b"") -> None:
-        self._reading = _Reading.DONE
-        self._parser = None
-        if rest:
+    def _checked(self, trailers: list[Field]) -> Headers | None:
+        for name, _ in trailers:
+            if name.lower() in _FRAMING:
+                raise self._broken(f"the server sent {quoted(name)} behind the body that it should have framed")
+        return Headers(trailers) if trailers else None
+
+    def _end(self, sink: HTTPSink, trailers: Headers | None = None, *, leftover: bool = False) -> None:
+        self._reading = _DONE
+        if leftover:
             self.has_leftover = True
         sink.response_ended(trailers)
 
     # --- Faults -------------------------------------------------------------------------------------------------------
 
     def _broken(self, message: str) -> RemoteProtocolError:
-        self._reading = _Reading.BROKEN
-        self._parser = None
+        self._reading = _BROKEN
         return RemoteProtocolError(message)
 
     def _head_too_large(self) -> RemoteProtocolError:
@@ -344,5 +379,5 @@ class H11Engine:
         error.code = "HPE_HEADER_OVERFLOW"
         return error
 
-    def _bare_line_feed(self) -> RemoteProtocolError:
-        return self._broken("the head of the response has a line that ends in a bare LF")
+    def _bare_line_end(self) -> RemoteProtocolError:
+        return self._broken("the head of the response has a bare LF or CR in it")
