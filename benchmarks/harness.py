@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("tlsagent", "h11", "pyOpenSSL", "cryptography", "uvloop", "aiohttp", "trustme")
+_PACKAGES = ("tlsagent", "httptools", "h11", "pyOpenSSL", "cryptography", "uvloop", "aiohttp", "trustme")
 
 
 def pin(core: int | None) -> None:
