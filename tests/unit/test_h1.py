@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from h1_support import CHUNKED, HELLO, OK, Recorder, ask, bytewise, feed, receive, views, whole
 
@@ -154,6 +156,28 @@ def test_small_chunks_are_handed_up_together(engine_after):
     assert sink.pieces == [b"a" * 100]
 
 
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 1048576\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n100000\r\n"]
+)
+def test_idle_engine_keeps_no_body(engine_after, framing):
+    """What was read is the sink's: an idle connection holds none of it."""
+    engine = engine_after()
+    ending = b"\r\n0\r\n\r\n" if b"chunked" in framing else b""
+    receive(engine, [OK + framing])
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        sink = Recorder()
+        sink.heads.append(None)
+        feed(engine, [b"x" * 524_288, b"x" * 524_288 + ending], sink)
+        assert len(sink.body) == 1_048_576
+        assert engine.reusable()
+        del sink
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_trailers_come_with_the_end(engine_after, cut):
     """Fields after the last chunk are handed up with the end of the response."""
     engine = engine_after()
@@ -224,6 +248,26 @@ def test_connection_ends_where_we_end_it(engine_after):
     receive(engine, [HELLO])
 
     assert not engine.reusable()
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        (b"Keep-Alive: timeout=5, max=3\r\n", 5),
+        (b"keep-alive: max=3\r\n", None),
+        (b"Keep-Alice: timeout=5\r\n", None),  # as long as the one that counts
+        (b"", None),
+    ],
+)
+def test_hint_is_that_of_the_last_response(engine_after, fields, hint):
+    """`Keep-Alive: timeout` is handed on, and forgotten with the next response."""
+    engine = engine_after()
+
+    for extra, expected in ((fields, hint), (b"", None)):
+        receive(engine, [OK + extra + b"Content-Length: 0\r\n\r\n"])
+        assert engine.idle_hint == expected
+        engine.next_cycle()
+        ask(engine)
 
 
 def test_close_in_an_informational_head_does_not_count(engine_after):
@@ -506,6 +550,8 @@ MALFORMED = {
     "negative length": OK + b"Content-Length: -5\r\n\r\nhello",
     "length in hex": OK + b"Content-Length: 0x5\r\n\r\nhello",
     "empty length": OK + b"Content-Length:\r\n\r\nhello",
+    "length of twenty digits": OK + b"Content-Length: 18446744073709551615\r\n\r\nhello",
+    "length of many zeros": OK + b"Content-Length: 00000000000000000005\r\n\r\nhello",
     "length without end": OK + b"Content-Length: " + b"9" * 30 + b"\r\n\r\nhello",
     "length and coding": OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "coding and length": OK + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n5\r\nhello\r\n0\r\n\r\n",

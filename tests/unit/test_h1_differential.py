@@ -36,6 +36,7 @@ LAXER = {
     "Invalid character in chunk size": "blanks after the size of a chunk",
     "Invalid character in chunk extensions": "chunk extensions of any form",
     "Expected LF after chunk size": "a bare CR in chunk extensions",
+    "Chunk size overflow": "a chunk size beyond 64 bits",
     "Missing expected CR after header value": "a bare LF in trailers",
     "Invalid header field char": "a bare LF after the last chunk",
 }
@@ -138,7 +139,11 @@ class Maker:
         if kind < 0.4:
             length = b"%d" % (len(content) + self.pick([0], [1, -1]))
             length = self.pick(
-                [length], [b"0" + length, length + b" ", length + b"," + length, b"+" + length, b"0x" + length]
+                [length],
+                [
+                    *(b"0" + length, length + b" ", length + b"," + length, b"+" + length, b"0x" + length),
+                    *(b"%019d" % len(content), b"%020d" % len(content), b"9" * 19, b"9" * 20, b"9" * 40),
+                ],
             )
             return content, [b"Content-Length: " + length] * self.pick([1], [2])
         if kind < 0.85:
@@ -154,7 +159,22 @@ class Maker:
         parts = []
         while content:
             size = self.chance.randint(1, len(content))
-            written = self.pick([b"%x", b"%X", b"%03x"], [b"%020x", b"%021x", b"%025x", b"0x%x", b"+%x", b"-%x"]) % size
+            written = (
+                self.pick(
+                    [b"%x", b"%X", b"%03x"],
+                    [
+                        b"%020x",
+                        b"%021x",
+                        b"%025x",
+                        b"f00000000000000%x",
+                        b"ffffffffffffffffffff%.0x",
+                        b"0x%x",
+                        b"+%x",
+                        b"-%x",
+                    ],
+                )
+                % size
+            )
             parts += [written, self.extension(), self.line_end(), content[:size], self.line_end()]
             content = content[size:]
         trailers = [self.field() for _ in range(self.chance.choice([0, 0, 0, 1, 2]))]

@@ -31,6 +31,7 @@ REFUSED = {
     "blank after a size": CHUNKED + b"2 \r\nhi\r\n0\r\n\r\n",
     "nothing after the semicolon": CHUNKED + b"2;\r\nhi\r\n0\r\n\r\n",
     "bare LF after the last chunk": CHUNKED + b"2\r\nhi\r\n0\r\n\n",
+    "size beyond 64 bits": CHUNKED + b"10000000000000000\r\nhi",
     "bare LF in trailers": CHUNKED + b"2\r\nhi\r\n0\r\nA: 1\n\r\n",
 }
 

@@ -116,6 +116,7 @@ def test_the_contracts_hold():
         ("_core.py", "from cryptography import x509", "OpenSSL"),
         ("_connection.py", "import h11", "h11"),
         ("_connection.py", "import socksio", "h11"),
+        ("_core.py", "import httptools", "h11"),
         ("cli/demo.py", "from tlsagent._options import Timeouts", "The command line"),
     ],
 )

@@ -16,8 +16,8 @@ Theory of operation
   no byte of a body lies in the parser's buffer.
 - Parsers differ, and where they do responses get smuggled. What both must refuse alike is refused here: a bare LF or
   CR in a head, any version but 1.0 and 1.1, any coding but "chunked" alone, a coding beside a length, either of them in
-  trailers. Where one parser still takes what the other refuses, its `exact` is false, and the connection is not used
-  again.
+  trailers, lengths beyond 64 bits. Where one parser still takes what the other refuses, its `exact` is false, and the
+  connection is not used again.
 - Bytes beyond a response answer no request of ours. They are dropped and the connection is never used again.
 """
 
@@ -37,6 +37,7 @@ _VERSIONS: Final[dict[bytes, Literal["HTTP/1.1", "HTTP/1.0"]]] = {b"HTTP/1.1 ": 
 _BODILESS: Final = frozenset({204, 304})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _STEERING_SIZES: Final = frozenset(map(len, _FRAMING | {b"keep-alive", b"connection"}))
+_MAX_DIGITS: Final = 19
 _SHOWN: Final = 256  # more than `quoted` shows, so that it can tell that there is more
 _CHUNK_ALLOWANCE: Final = 16
 """Bytes of framing that each chunk may cost without counting against `max_head_size`."""
@@ -303,7 +304,9 @@ class H1Engine:
                 continue
             match name.lower():
                 case b"content-length":
-                    # The parser has judged it: digits, and no second one that differs.
+                    # The parser has judged it: digits, and no second one that differs. 19 of them fit into 64 bits.
+                    if len(value) > _MAX_DIGITS:
+                        raise self._broken(f"Content-Length has more than {_MAX_DIGITS} digits: {quoted(value)}")
                     length = int(value)
                 case b"transfer-encoding":
                     if chunked or value.lower() != b"chunked":
@@ -341,6 +344,7 @@ class H1Engine:
             # Many small chunks make one piece. What came before an error was good, and is handed up in any case: what
             # the caller sees must not depend on how the bytes were cut.
             body = b"".join(parser.pieces)
+            parser.pieces.clear()  # an idle connection must not hold on to them
             if body:
                 self._got += len(body)
                 sink.body_received(body)
