@@ -6,21 +6,26 @@ and `client.pem` stand for a running server, its CA certificate and a client cer
 `tlsagent serve`. A comment after a `print(...)` is what it prints, `...` for anything.
 
 A page under docs/howto is one story: its blocks run in order in one folder, the shell's too. A block that begins with
-`# NAME.py` is a module that the later ones import. Its own `tlsagent serve` line says what the server is like.
+`# NAME.py` is a module that the later ones import. Its own `tlsagent serve` line says what the server is like, and at
+`localhost:3128`, 3129 (over TLS) and 1080 (SOCKS5) there are proxies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from proxy_peer import ProxyServer
 
 from tlsagent import UNSET, AgentOptions
 from tlsagent._options import DEFAULTS
@@ -80,7 +85,10 @@ def folder(tmp_path, monkeypatch):
     """Work in an empty folder, from which modules are imported too, and forget those."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    environment = dict(os.environ)
     yield tmp_path
+    os.environ.clear()
+    os.environ.update(environment)
     for path in tmp_path.glob("*.py"):
         sys.modules.pop(path.stem, None)
 
@@ -91,15 +99,27 @@ def write_files(server: Server, folder: Path) -> None:
     (folder / "client.pem").write_bytes(client.key_pem + client.cert_pem)
 
 
-def at_port(server: Server, code: str) -> str:
-    return re.sub(r"\b8443\b", str(server.port), code)
+@contextlib.contextmanager
+def ports(server: Server, text: str) -> Iterator[dict[str, int]]:
+    """Run the proxies that a page speaks of; give the port in place of each port that stands on the page."""
+    proxies = {"3128": "http", "3129": "https", "1080": "socks5"}
+    with contextlib.ExitStack() as stack:
+        found = {"8443": server.port}
+        for port in [port for port in proxies if f"localhost:{port}" in text]:
+            proxy = ProxyServer(proxies[port], authority=server.authority)
+            found[port] = stack.enter_context(proxy).port
+        yield found
 
 
-def run_python(block: Block, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = re.findall(r"print\(.*\)  # (.*)$", block.code, re.MULTILINE)
-    code = "\n" * (block.line - 1) + at_port(server, block.code)
+def at_ports(found: dict[str, int], code: str) -> str:
+    return re.sub(rf"\b({'|'.join(found)})\b", lambda match: str(found[match[1]]), code)
 
-    exec(compile(code, str(block.page), "exec"), {"__name__": "__main__"})
+
+def run_python(block: Block, found: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    code = at_ports(found, block.code)
+    wanted = re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
+
+    exec(compile("\n" * (block.line - 1) + code, str(block.page), "exec"), {"__name__": "__main__"})
 
     printed = capsys.readouterr().out
     want = "".join(text + "\n" for text in wanted)
@@ -109,8 +129,8 @@ def run_python(block: Block, server: Server, capsys: pytest.CaptureFixture[str])
     )
 
 
-def run_shell(block: Block, server: Server) -> None:
-    command = ["sh", "-eu", "-c", at_port(server, block.code)]
+def run_shell(block: Block, found: dict[str, int]) -> None:
+    command = ["sh", "-eu", "-c", at_ports(found, block.code)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, f"{block.page.name}:{block.line}: {done.stderr}"
 
@@ -122,7 +142,7 @@ def test_an_example_prints_what_it_says(block, server, folder, capsys):
     """
     write_files(server, folder)
 
-    run_python(block, server, capsys)
+    run_python(block, {"8443": server.port}, capsys)
 
 
 @pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.name)
@@ -130,18 +150,19 @@ def test_a_howto_leads_where_it_says(page, folder, capsys):
     """
     The blocks of a page run one after the other, each on what those before it left in the folder.
     """
-    demand = "--request-cert demand" in page.read_text()
-    with Server(request_cert="demand" if demand else True) as server:
+    text = page.read_text()
+    demand = "--request-cert demand" in text
+    with Server(request_cert="demand" if demand else True) as server, ports(server, text) as found:
         write_files(server, folder)
         for block in blocks(page):
             module = re.match(r"# (\w+\.py)\n", block.code)
             if module is not None:
                 (folder / module[1]).write_text(block.code)
             elif block.language == "python":
-                run_python(block, server, capsys)
+                run_python(block, found, capsys)
             else:
                 assert block.language == "sh", f"{page.name}:{block.line}: nothing runs {block.language}"
-                run_shell(block, server)
+                run_shell(block, found)
 
 
 def test_the_commands_on_the_pages_exist():
