@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from tlsagent.errors import TLSAgentError as TLSAgentError
     from tlsagent.errors import TotalTimeout as TotalTimeout
     from tlsagent.errors import TunnelTimeout as TunnelTimeout
+    from tlsagent.errors import WrongEventLoop as WrongEventLoop
 
 __version__ = "0.1.0"
 
@@ -120,6 +121,7 @@ _HOMES = {
         "TLSAgentError",
         "TotalTimeout",
         "TunnelTimeout",
+        "WrongEventLoop",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -338,10 +338,10 @@ class Connection:
         http = self._http
         assert http is not None
         assert self.info is not None
+        self.exchange = exchange
         self.requests += 1
         if self.requests > 1:
             http.next_cycle()
-        self.exchange = exchange
         self._last_activity = now
         self._inactivity = exchange.plan.inactivity
         exchange.begin(self.info, self.requests, now)
@@ -419,6 +419,11 @@ class Connection:
         return ConnectionLost(f"the connection was of no use once it was open: {self.dead}", phase="handshake")
 
     @property
+    def raw(self) -> bool:
+        """Whether it carries no HTTP and is outside the pool."""
+        return self._raw is not None
+
+    @property
     def reading_paused(self) -> bool:
         """Whether the consumer is behind, so that no more should be read."""
         return self.exchange is not None and self.exchange.paused
@@ -432,6 +437,17 @@ class Connection:
         """End it at once; nothing more is sent."""
         self.dead = self.dead or reason
         self._engine.abort()
+
+    def disown(self, error: TLSAgentError) -> Exchange | None:
+        """
+        Mark it as another's, and return what it carried. The TLS engine is not touched: it may be in the middle of
+        something that will never go on here.
+        """
+        exchange = self.exchange or self.ended
+        self.exchange = self.ended = None
+        self.error = self.error or error
+        self.dead = self.dead or "disowned"
+        return exchange
 
     def fail(self, error: TLSAgentError, now: float, reason: str) -> None:
         """End it, and what it carries, with an error."""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tlsagent._http.messages import CallerFields, RequestHead
+    from tlsagent.errors import RequestError
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _MAX_PLANS: Final = 16_384
@@ -82,14 +83,7 @@ class AgentCore:
         self._said = said
         options: Any = said.merged_over(DEFAULTS)
         self.options: AgentOptions = options
-        self.pool: Pool[Connection] = Pool(
-            keep_alive=options.keep_alive,
-            max_sockets=options.max_sockets,
-            max_total_sockets=options.max_total_sockets,
-            max_free_sockets=options.max_free_sockets,
-            scheduling=options.scheduling,
-            free_socket_timeout=options.free_socket_timeout,
-        )
+        self.pool = self._new_pool()
         self.store: SessionStore | None = options.session_store
         if self.store is None and options.max_cached_sessions != 0:
             self.store = MemorySessionStore(options.max_cached_sessions, _SESSIONS_PER_SCOPE)
@@ -113,6 +107,17 @@ class AgentCore:
         self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
         self.heard = False
         self.abandoned: deque[Exchange] = deque()
+
+    def _new_pool(self) -> Pool[Connection]:
+        options: Any = self.options
+        return Pool(
+            keep_alive=options.keep_alive,
+            max_sockets=options.max_sockets,
+            max_total_sockets=options.max_total_sockets,
+            max_free_sockets=options.max_free_sockets,
+            scheduling=options.scheduling,
+            free_socket_timeout=options.free_socket_timeout,
+        )
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -237,12 +242,11 @@ class AgentCore:
             self.drop_abandoned(now)
         key = exchange.plan.key
         queue: float | None = exchange.timeouts.queue
-        got = self.pool.acquire(key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0)
+        got = self.pool.acquire(key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0, user=exchange)
         if isinstance(got, Lease):
             exchange.lease = got
             return got
         exchange.ticket = got
-        got.user = exchange
         exchange.why_not_reused = self._why_not_reused(exchange)
         return got
 
@@ -307,14 +311,27 @@ class AgentCore:
                 exchange.lease = lease
                 self.give_back(exchange, now)
 
+    def give_up(self, exchange: Exchange, now: float) -> None:
+        """End an exchange in whatever state it is: nothing of it is left, and its slot is free."""
+        self.cancel(exchange, now)
+        lease = exchange.lease
+        if lease is None:
+            return
+        connection: Connection = lease.connection
+        if connection.exchange is None and exchange.started_at is None:
+            self.give_back(exchange, now)
+            return
+        connection.drop(exchange, now, "dropped")
+        self.settle(connection, now)
+        if exchange.lease is not None:  # struck in the middle of a change of the connection's
+            connection.abort("interrupted")
+            exchange.lease = None
+            self.pool.release(lease, now, reusable=False, reason="interrupted")
+
     def drop_abandoned(self, now: float) -> None:
         """End exchanges whose response was collected unread; finalisers leave them in `abandoned`."""
         while self.abandoned:
-            exchange = self.abandoned.popleft()
-            if exchange.lease is not None:
-                connection = exchange.lease.connection
-                connection.drop(exchange, now, "dropped")
-                self.settle(connection, now)
+            self.give_up(self.abandoned.popleft(), now)
 
     # --- Dialling -----------------------------------------------------------------------------------------------------
 
@@ -449,6 +466,75 @@ class AgentCore:
     def living(self) -> list[Connection]:
         """Return all connections that are not closed, idle, active or in their handshake."""
         return self._tally.living()
+
+    # --- Beginning anew -----------------------------------------------------------------------------------------------
+
+    def forget(self, error: RequestError, now: float) -> list[Connection]:
+        """
+        Disown every connection, attempt and request and begin anew; options, plans and listeners stay.
+
+        What was under way fails with `error`, once somebody looks. Returns the connections, whose sockets are the
+        driver's to deal with. Does not rely on the order of anything: it may have been left in the middle of a change.
+        """
+        connections = self._tally.living()
+        exchanges = [ticket.user for ticket in self.pool.forget()]
+        exchanges += [connection.disown(error) for connection in connections]
+        for exchange in exchanges:
+            if exchange is not None:
+                exchange.ticket = exchange.lease = None
+                exchange.fail(error, now)
+        closed = self.pool.closed
+        self.pool = self._new_pool()
+        if closed:
+            self.pool.close(now)
+        self._tally = Tally()
+        self._timers = Deadlines()
+        self.abandoned.clear()
+        return connections
+
+    def mend(
+        self, waiting: list[Exchange], dials: list[Dial], dialled: set[Connection | None], now: float
+    ) -> list[Connection]:
+        """
+        Put the pool in order again after an exception, a signal's as a rule, struck in the middle of a change.
+
+        Args:
+            waiting: The exchanges that wait for a connection.
+            dials: The attempts that somebody carries out.
+            dialled: Their connections, as far as there are any.
+            now: Current time.
+
+        Returns:
+            Connections that nobody answers for any more: they are counted out, the driver closes them.
+        """
+        for exchange in waiting:
+            ticket: Ticket[Connection] | None = exchange.ticket
+            if ticket is not None and ticket.granted is not None:
+                exchange.lease, exchange.ticket = ticket.granted, None
+        tickets: list[Ticket[Connection]] = [exchange.ticket for exchange in waiting if exchange.ticket is not None]
+        attempts = [dial.attempt for dial in dials if dial.attempt is not None]
+        self.pool.mend(now, tickets, attempts, lambda lease: lease.user.lease is lease)
+        self._timers = Deadlines()
+        lost = []
+        for connection in self._tally.living():
+            if connection.timer is None:  # in its handshake, or raw
+                continue
+            connection.timer = Timer(connection)
+            if connection in dialled or self.pool.holds(connection) or connection.raw:
+                self.watch(connection)
+            else:
+                lost.append(connection)
+        for connection in lost:
+            self.closed(connection, "interrupted")
+        return lost
+
+    def forked(self) -> None:
+        """Forget the TLS sessions: they are the parent's. Called in the child of a fork."""
+        for plan in [*self._plans.values(), *self._special_plans.values()]:
+            plan.forked()
+        forget = getattr(self.store, "forked", None)
+        if forget is not None:
+            forget()
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 

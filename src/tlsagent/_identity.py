@@ -307,6 +307,10 @@ class Plan:
         except IndexError:
             return None
 
+    def forked(self) -> None:
+        """Forget `options.session`: it is the parent's to use."""
+        self._sessions.clear()
+
 
 MakeContext = Callable[[Identity, tuple[_material.PrivateKey, ...]], ContextHandle]
 

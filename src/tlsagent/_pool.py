@@ -18,7 +18,7 @@ from tlsagent._deadlines import Deadlines, Timer
 from tlsagent.errors import AgentClosed, PoolTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 # Theory of operation
 #
@@ -56,16 +56,18 @@ class Lease(Generic[C]):
         key: Its key.
         reused: Whether it has served an exchange before.
         from_idle: Whether it lay idle before (the peer may have closed it meanwhile: look before use).
+        user: Whom it was made for, as `acquire` was told. The pool does not look at it.
     """
 
-    __slots__ = ("_slot", "connection", "from_idle", "key", "reused")
+    __slots__ = ("_slot", "connection", "from_idle", "key", "reused", "user")
 
-    def __init__(self, slot: _Slot[C], from_idle: bool) -> None:
+    def __init__(self, slot: _Slot[C], from_idle: bool, user: Any) -> None:
         self._slot = slot
         self.connection = slot.connection
         self.key = slot.bucket.key
         self.reused = slot.served
         self.from_idle = from_idle
+        self.user = user
 
     def __repr__(self) -> str:
         return f"<Lease {self.connection!r} reused={self.reused} from_idle={self.from_idle}>"
@@ -81,18 +83,18 @@ class Ticket(Generic[C]):
         fresh: Whether only a newly made connection will do.
         granted: The lease, once there is one.
         covered: Whether a connect attempt was made on its behalf.
-        user: Free for the driver: a future, an event. The pool does not look at it.
+        user: Whom it was made for, as `acquire` was told. The pool does not look at it.
     """
 
     __slots__ = ("_bucket", "_order", "_timer", "covered", "deadline", "fresh", "granted", "key", "user")
 
-    def __init__(self, bucket: _Bucket[C], order: int, deadline: float | None, fresh: bool) -> None:
+    def __init__(self, bucket: _Bucket[C], order: int, deadline: float | None, fresh: bool, user: Any) -> None:
         self.key = bucket.key
         self.deadline = deadline
         self.fresh = fresh
         self.granted: Lease[C] | None = None
         self.covered = False
-        self.user: Any = None
+        self.user: Any = user
         self._bucket: _Bucket[C] | None = bucket  # None once it has left the queue
         self._order = order
         self._timer: Timer[Ticket[C]] = Timer(self)
@@ -255,7 +257,7 @@ class Pool(Generic[C]):
     # -- What drivers ask for
 
     def acquire(
-        self, key: Hashable, now: float, *, deadline: float | None = None, fresh: bool = False
+        self, key: Hashable, now: float, *, deadline: float | None = None, fresh: bool = False, user: Any = None
     ) -> Lease[C] | Ticket[C]:
         """
         Reserve a connection for one exchange.
@@ -268,6 +270,7 @@ class Pool(Generic[C]):
             now: Current time.
             deadline: When to refuse the ticket with `PoolTimeout`, unless an attempt covers it by then.
             fresh: Only a newly made connection will do (a retry after a stale one).
+            user: The driver's, for the lease or the ticket.
 
         Returns:
             A lease that must be released exactly once, or a ticket that is granted or refused later.
@@ -281,9 +284,9 @@ class Pool(Generic[C]):
         if bucket is not None and bucket.idle and not fresh:
             slot = self._take_idle(bucket, now)
             if slot is not None:
-                return self._lease(slot, True)
+                return self._lease(slot, True, user)
         bucket = self._bucket(key)  # again: its last connection may just have expired
-        ticket = Ticket(bucket, self._tickets, deadline, fresh)
+        ticket = Ticket(bucket, self._tickets, deadline, fresh, user)
         self._tickets += 1
         self._enqueue(ticket)
         self._settle(bucket)
@@ -409,6 +412,84 @@ class Pool(Generic[C]):
             self._refuse(ticket, self._pool_timeout(bucket))
             self._settle(bucket)
 
+    def forget(self) -> list[Ticket[C]]:
+        """
+        Disown every connection and return the tickets that wait or whose outcome is not carried out yet, no effects.
+
+        For a driver that begins anew with another pool: leases may still be released here and tickets cancelled, which
+        does nothing.
+        """
+        tickets = [effect.ticket for effect in self._effects if isinstance(effect, (Grant, Refuse))]
+        for bucket in list(self._buckets.values()):
+            tickets += [*bucket.queue.covered, *bucket.queue.uncovered]
+        for ticket in tickets:
+            ticket._bucket = None
+        for slot in list(self._slots.values()):
+            slot.gone = True
+        return tickets
+
+    def holds(self, connection: C) -> bool:
+        """Return whether a connection is of the pool."""
+        return connection in self._slots
+
+    def mend(
+        self,
+        now: float,
+        tickets: list[Ticket[C]],
+        attempts: list[Attempt[C]],
+        held: Callable[[Lease[C]], bool],
+    ) -> None:
+        """
+        Restore every count and order after an exception, a signal's as a rule, struck in the middle of a change.
+
+        Leases and idle connections are known here; a connection that is neither, or whose lease nobody holds, is
+        closed. The rest is what the driver says: it takes time in proportion to all there is.
+
+        Args:
+            now: Current time.
+            tickets: Those that somebody waits on, and that were not granted.
+            attempts: Those that somebody carries out.
+            held: Whether a lease is in somebody's hands.
+        """
+        slots, idle, queues = list(self._slots.values()), self._idle, [b.queue for b in self._buckets.values()]
+        tallies = {key: bucket.tally for key, bucket in self._buckets.items()}
+        refused = {effect.ticket for effect in self._effects if isinstance(effect, Refuse)}
+        self._effects = [effect for effect in self._effects if not isinstance(effect, Connect)]
+        self._buckets, self._idle = {}, OrderedDict()
+        self._expiries, self._wanting, self._queue_deadlines = Deadlines(), Deadlines(), Deadlines()
+        self._waiting, self._attempts = 0, len(attempts)
+        for queue in queues:
+            for ticket in (*queue.covered, *queue.uncovered):
+                ticket._bucket = None
+        lost = self._mend_slots(slots, idle, held)
+        for ticket in sorted(set(tickets) - refused, key=lambda ticket: ticket._order):
+            ticket._bucket, ticket.covered, ticket._timer = self._bucket(ticket.key), False, Timer(ticket)
+            self._enqueue(ticket)
+        for attempt in attempts:
+            bucket = attempt._bucket = self._bucket(attempt.key)
+            bucket.attempts += 1
+            if attempt.cause is not None and (oldest := bucket.queue.oldest_uncovered()) is not None:
+                bucket.queue.cover(oldest)
+                self._queue_deadlines.set(oldest._timer, None)
+        for slot in lost:
+            self._drop(slot, "interrupted")
+        for key, bucket in list(self._buckets.items()):
+            bucket.tally = tallies.get(key, bucket.tally)
+            self._settle(bucket)
+
+    def _mend_slots(
+        self, slots: list[_Slot[C]], idle: OrderedDict[_Slot[C], None], held: Callable[[Lease[C]], bool]
+    ) -> list[_Slot[C]]:
+        """Put the connections where they belong again and return those that belong nowhere."""
+        for slot in slots:
+            slot.bucket, slot.timer = self._bucket(slot.bucket.key), Timer(slot)
+            slot.bucket.connections += 1
+        for slot in idle:
+            if slot.lease is None and not slot.gone and slot.connection in self._slots:
+                slot.bucket.idle[slot] = self._idle[slot] = None
+                self._expiries.set(slot.timer, None if slot.expires_at == inf else slot.expires_at)
+        return [s for s in slots if s.gone or (s not in self._idle if s.lease is None else not held(s.lease))]
+
     def close_idle(self, now: float, reason: str = "close_idle") -> None:  # noqa: ARG002
         """Close every idle connection."""
         while self._idle:
@@ -424,6 +505,11 @@ class Pool(Generic[C]):
         self.close_idle(now, "agent_closed")
 
     # -- What drivers read
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def has_effects(self) -> bool:
@@ -453,8 +539,8 @@ class Pool(Generic[C]):
 
     # -- Connections
 
-    def _lease(self, slot: _Slot[C], from_idle: bool) -> Lease[C]:
-        lease = slot.lease = Lease(slot, from_idle)
+    def _lease(self, slot: _Slot[C], from_idle: bool, user: Any) -> Lease[C]:
+        lease = slot.lease = Lease(slot, from_idle, user)
         slot.bucket.tally.requests += 1
         self._tally.requests += 1
         if not slot.served:
@@ -555,7 +641,7 @@ class Pool(Generic[C]):
 
     def _grant(self, ticket: Ticket[C], slot: _Slot[C]) -> None:
         self._leave_queue(ticket)
-        ticket.granted = self._lease(slot, False)
+        ticket.granted = self._lease(slot, False, ticket.user)
         self._effects.append(Grant(ticket, ticket.granted))
 
     def _refuse(self, ticket: Ticket[C], error: BaseException) -> None:

@@ -6,6 +6,7 @@ Every error a user of tlsagent can meet.
     │   ├── OptionTypeError             (also TypeError)
     │   └── OptionRangeError            (also ValueError)
     ├── AgentClosed                     the agent takes no more requests
+    ├── WrongEventLoop                  (also RuntimeError) an AsyncAgent is used outside its event loop
     └── RequestError                    one request failed
         ├── ConnectError                (also ConnectionError) no usable connection came about
         │   ├── ResolutionError
@@ -96,6 +97,12 @@ class AgentClosed(TLSAgentError):
     """The agent was closed before or while the request waited."""
 
     default_code = "ERR_TLSAGENT_CLOSED"
+
+
+class WrongEventLoop(TLSAgentError, RuntimeError):
+    """An `AsyncAgent` was used in an event loop while the one it belongs to is still open."""
+
+    default_code = "ERR_TLSAGENT_EVENT_LOOP"
 
 
 class RequestError(TLSAgentError):

@@ -213,7 +213,7 @@ def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeyp
     try:
         futures = [agent.submit("GET", server.url + "/hello") for _ in range(5)]
         assert wait_until(lambda: agent.stats().dialling == 5 and asked)
-        assert wait_until(lambda: len(resolver.resolver._running["localhost", 0]._callbacks or ()) == 5)
+        assert wait_until(lambda: len(resolver.resolver._running["localhost", 0].callbacks) == 5)
     finally:
         answer.set()
 

@@ -2,9 +2,8 @@
 `AsyncAgent`: the agent on asyncio (and uvloop).
 
 Moves bytes, waits, and carries out what the core asks for. Every socket is an asyncio `BufferedProtocol` that reads
-into one buffer per
-agent: asyncio fills and hands over the buffer in one go, so no two sockets use it at once. One timer handle serves the
-    whole agent.
+into one buffer per agent: asyncio fills and hands over the buffer in one go, so no two sockets use it at once. One
+timer handle serves the whole agent.
 
 Everything here runs in one event loop, so nothing is locked. What a task leaves behind when it is cancelled is decided
 in one place, `_give_up`.
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
+from tlsagent._drivers import fork
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race, race_of
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
@@ -33,7 +33,7 @@ from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, 
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import AgentClosed, RequestError
+from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, WrongEventLoop
 from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
@@ -172,6 +172,10 @@ class _Protocol(asyncio.BufferedProtocol):
             if self.connection.sessions:
                 self._agent._core.keep_sessions(self.connection)
 
+    def disown(self) -> None:
+        """Close the descriptor of a transport whose loop is closed."""
+        self._sock.close()
+
     def shut(self, connection: Connection, reason: str) -> None:
         """Close the transport; bytes still to be sent get a moment."""
         if connection.dead is None:
@@ -238,9 +242,9 @@ class AsyncStreamResponse(ResponseFacts):
     def __del__(self) -> None:
         exchange = self._exchange
         if exchange.lease is not None:
-            text = f"{self!r} was dropped unread: read it to its end or close it"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
             self._agent._abandon(exchange)
+            text = f"{self!r} was dropped unread: read it to its end or close it"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
 
 
 class _Streaming:
@@ -261,7 +265,9 @@ class AsyncAgent:
     """
     A connection-pooling HTTPS agent for asyncio.
 
-    Takes an `AgentOptions`, or its fields as keywords. Belongs to the event loop that it is first used in.
+    Takes an `AgentOptions`, or its fields as keywords. Belongs to the event loop that it is first used in; once that is
+    closed, to the next one it is used in, where it begins without connections. Used in one while another is still open,
+    it raises `WrongEventLoop`.
 
     Raises:
         OptionError: An option is wrong; nothing was opened.
@@ -280,6 +286,24 @@ class AsyncAgent:
         self._quiet: asyncio.Event | None = None
         self._closed = False
         self._proactor = False
+        fork.watch(self)
+
+    def forked(self) -> None:
+        """Begin anew in the child of a fork, which owns none of its parent's connections. Not for users."""
+        # The parent's loop is not to be told of anything: a step of it here would change what the parent's polls.
+        fork.keep((self._core.pool, self._loop, self._timer, self._dialling))
+        for connection in self._core.living():
+            fork.keep((connection, connection.exchange))
+        self._forget(fork.inherited_error())
+        self._core.forked()
+
+    def _forget(self, error: RequestError) -> list[Connection]:
+        """Begin anew, without a loop; returns the connections of the former one."""
+        self._loop = cast("asyncio.AbstractEventLoop", None)
+        self._timer, self._timer_at = None, math.inf
+        self._dialling = set()
+        self._quiet = None
+        return self._core.forget(error, time.monotonic())
 
     @property
     def options(self) -> AgentOptions:
@@ -528,8 +552,9 @@ class AsyncAgent:
     def _abandon(self, exchange: Exchange) -> None:
         """Take over an exchange from a finaliser, which may run anywhere."""
         self._core.abandoned.append(exchange)
-        if self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._drop_abandoned)
+        if self._loop is not None and self._loop.is_running():
+            with contextlib.suppress(RuntimeError):  # another thread has just closed it
+                self._loop.call_soon_threadsafe(self._drop_abandoned)
 
     def _drop_abandoned(self) -> None:
         now = time.monotonic()
@@ -898,14 +923,14 @@ class AsyncAgent:
 
     def close_idle(self) -> None:
         """Close all idle connections."""
-        if self._loop is not None:
+        if not self._left_closed_loop():
             now = time.monotonic()
             self._core.pool.close_idle(now)
             self._carry_out(now)
 
     def network_changed(self) -> None:
         """Use no present connection for a further request: idle ones are closed now, active ones when they are done."""
-        if self._loop is not None:
+        if not self._left_closed_loop():
             now = time.monotonic()
             self._core.network_changed(now)
             self._carry_out(now)
@@ -922,10 +947,15 @@ class AsyncAgent:
         """
         Take no more requests, refuse the waiting ones, let the active ones finish for up to `drain` seconds, close
         everything. Idempotent.
+
+        Raises:
+            WrongEventLoop: Called outside the agent's event loop, which is still open.
         """
-        if self._loop is None:
+        if self._left_closed_loop():
             self.destroy()
             return
+        if asyncio.get_running_loop() is not self._loop:
+            raise _wrong_loop()
         self._refuse()
         try:
             if self._core.busy:
@@ -940,7 +970,7 @@ class AsyncAgent:
 
     def destroy(self) -> None:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
-        if self._loop is None or self._loop.is_closed():
+        if self._left_closed_loop():
             self._closed = True
             self._core.pool.close(time.monotonic())
             return
@@ -974,15 +1004,35 @@ class AsyncAgent:
             self.destroy()
         await self.aclose()
 
+    def _left_closed_loop(self) -> bool:
+        """
+        Return whether the agent belongs to no loop, having parted from one that is closed.
+
+        That one can do nothing more for the connections it had: they end here, and the agent begins anew.
+        """
+        if self._loop is not None and self._loop.is_closed():
+            lost = ConnectionLost("the event loop of this request was closed", code="ERR_TLSAGENT_EVENT_LOOP")
+            for connection in self._forget(closed_error() if self._closed else lost):
+                connection.transport.disown()
+        return self._loop is None
+
     def _bind(self) -> None:
-        """Belong to the running loop; a closed one has taken its sockets with it."""
+        """Belong to the running loop."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return
         if self._loop is not None:
-            raise RuntimeError("an AsyncAgent belongs to one event loop: make one agent per loop")
+            if not self._left_closed_loop():
+                raise _wrong_loop()
         self._loop = loop
         self._proactor = type(loop).__name__ == "ProactorEventLoop"
+
+
+def _wrong_loop() -> WrongEventLoop:
+    return WrongEventLoop(
+        "this AsyncAgent belongs to another event loop, which is still open: make one agent per loop, or call aclose() "
+        "in its own loop first"
+    )
 
 
 def _wake(exchange: Exchange) -> None:

@@ -13,6 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from tlsagent._drivers import fork
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import race_of
 from tlsagent._drivers.sockets import Wire, names_of, new_socket, unix_address, users_socket
@@ -35,7 +36,8 @@ class Dialling:
 
     Attributes:
         dial: What is dialled.
-        done: Whether it has ended: with `connection` secured, or with `error`.
+        done: Whether it has ended: with `connection` secured, with `error`, or given up.
+        broken: Whether it was given up in the middle of a step.
         wake: Told by the resolver that a look-up is over; the present holder's.
     """
 
@@ -51,6 +53,18 @@ class Dialling:
         self._race: Race | None = None
         self._sockets: dict[socket.socket, Address] = {}
         self._begun = False
+        self.broken = False
+        fork.watch(self)
+
+    def forked(self) -> None:
+        """Forget it, without a byte: in the child of a fork."""
+        fork.keep(self.connection)
+        self.done = self.broken = True
+        self.dial.attempt = None
+        self.error = fork.inherited_error()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
 
     @property
     def deadline(self) -> float:
@@ -74,7 +88,14 @@ class Dialling:
             if not self.done and time.monotonic() >= self.dial.deadline:
                 raise self.dial.overdue()
         except Exception as error:  # noqa: BLE001 - whatever a hook raised becomes the request's error
-            self.error = self.dial.describe(error)
+            self.error = self.error or self.dial.describe(error)
+            self.close()
+        except BaseException:
+            # An interrupt in the middle: what is half done here is of use to nobody else.
+            self.broken = True
+            self.close()
+            raise
+        if self.broken:
             self.close()
 
     def close(self) -> None:
@@ -140,6 +161,8 @@ class Dialling:
             self._resolved(lookup.result(self.dial.unresolved[1]))
 
     def _connect(self, addresses: list[Address]) -> None:
+        if self.broken:  # the look-up has forked, and this is the child
+            raise fork.inherited_error()
         self.dial.enter("connect", time.monotonic())
         self._race = race_of(addresses, self.dial.plan)
 

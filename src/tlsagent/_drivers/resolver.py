@@ -9,14 +9,15 @@ at the same time are one. Nothing is cached: the system's resolver does that.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - getaddrinfo needs it: a fork while one of our threads imports it hangs the child
 import inspect
-import os
-import queue
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from tlsagent._drivers import fork
 from tlsagent._drivers.addresses import Address
 from tlsagent._options import is_ip_address
 from tlsagent.errors import OptionTypeError, ResolutionError, TLSAgentError, quoted
@@ -35,15 +36,16 @@ class Lookup:
 
     Attributes:
         addresses, error: The outcome; both None until it is done.
+        callbacks: Whom to tell. Guarded by the resolver's lock while it runs.
     """
 
-    __slots__ = ("_callbacks", "addresses", "error", "host")
+    __slots__ = ("addresses", "callbacks", "error", "host")
 
     def __init__(self, host: str) -> None:
         self.host = host
         self.addresses: list[Address] | None = None
         self.error: OSError | None = None
-        self._callbacks: list[Callable[[], None]] | None = []
+        self.callbacks: list[Callable[[], None]] = []
 
     def result(self, port: int) -> list[Address]:
         """Return the addresses with the port in them; raises `ResolutionError`."""
@@ -53,37 +55,46 @@ class Lookup:
 
 
 class Resolver:
-    """Look-ups for the whole process. `start` returns at once; the callback runs in a thread of the resolver."""
+    """
+    Look-ups for the whole process. `start` returns at once; the callback runs in a thread of the resolver.
+
+    A thread ends when nothing is left to look up, so none waits on anything that gevent may replace meanwhile, and what
+    a child of a fork lacks is started with its first look-up.
+    """
 
     def __init__(self) -> None:
+        self.forked()
+        fork.watch(self)
+
+    def forked(self) -> None:
+        """Begin anew: the look-ups and their threads are the parent's."""
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[tuple[str, int], Lookup]] = queue.SimpleQueue()
+        self._jobs: deque[tuple[tuple[str, int], Lookup]] = deque()
         self._running: dict[tuple[str, int], Lookup] = {}
         self._threads = 0
-        self._busy = 0
 
     def start(self, host: str, family: int, callback: Callable[[], None]) -> Lookup:
         """Begin a look-up, or join the one that runs for the same host and family."""
         key = (host, family)
         with self._lock:
             lookup = self._running.get(key)
-            if lookup is not None and lookup._callbacks is not None:
-                lookup._callbacks.append(callback)
-                return lookup
-            lookup = self._running[key] = Lookup(host)
-            assert lookup._callbacks is not None
-            lookup._callbacks.append(callback)
-            self._busy += 1
-            grow = self._busy > self._threads < _MAX_THREADS
-            self._threads += grow
-        self._queue.put((key, lookup))
-        if grow:
+            if lookup is None:
+                lookup = Lookup(host)
+                self._jobs.append((key, lookup))
+                self._running[key] = lookup  # last: nobody may join a look-up that no thread will find
+            lookup.callbacks.append(callback)
+            spare = bool(self._jobs) and self._threads < _MAX_THREADS
+        if spare:
             threading.Thread(target=self._work, name="tlsagent-resolver", daemon=True).start()
         return lookup
 
     def _work(self) -> None:
-        while True:
-            key, lookup = self._queue.get()
+        with self._lock:
+            if self._threads >= _MAX_THREADS:
+                return
+            self._threads += 1
+        while (job := self._next()) is not None:
+            key, lookup = job
             try:
                 lookup.addresses = _getaddrinfo(*key)
             except OSError as error:
@@ -91,11 +102,16 @@ class Resolver:
             except UnicodeError as error:
                 lookup.error = socket.gaierror(socket.EAI_NONAME, str(error))
             with self._lock:
-                self._busy -= 1
                 self._running.pop(key, None)
-                callbacks, lookup._callbacks = lookup._callbacks, None
-            for callback in callbacks or ():
+            for callback in lookup.callbacks:
                 callback()
+
+    def _next(self) -> tuple[tuple[str, int], Lookup] | None:
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            self._threads -= 1  # under the same lock: who adds a job sees that a thread is to be started
+            return None
 
 
 def _getaddrinfo(host: str, family: int) -> list[Address]:
@@ -163,12 +179,3 @@ def resolution_error(host: str, error: OSError | None) -> ResolutionError:
 
 
 resolver = Resolver()
-
-
-def _forget_threads() -> None:
-    global resolver
-    resolver = Resolver()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)

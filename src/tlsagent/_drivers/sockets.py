@@ -13,6 +13,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
+from tlsagent._drivers import fork
 from tlsagent._drivers.addresses import Address
 from tlsagent.errors import ConnectError
 
@@ -30,6 +31,7 @@ def new_socket(address: Address, route: Route) -> socket.socket:
     """Return a non-blocking socket for an address, with the options and the local end that the route asks for."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
+        fork.watch_socket(sock)
         sock.setblocking(False)
         if not isinstance(address.sockaddr, str):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, route.no_delay)
@@ -62,6 +64,7 @@ def unix_address(path: str) -> Address:
 def users_socket(given: object) -> socket.socket:
     """Return the socket that the option `socket` gave, non-blocking."""
     sock = cast("socket.socket", given)
+    fork.watch_socket(sock)
     sock.setblocking(False)
     return sock
 
@@ -193,6 +196,11 @@ class Wire:
                 self.sock.send(data)
         except OSError:
             pass  # the peer is gone: there is nobody to tell
+        self.sock.close()
+
+    def disown(self) -> None:
+        """Forget the socket without a byte to its peer: in the child of a fork, where its descriptor leads nowhere."""
+        self.pending = b""
         self.sock.close()
 
     def interrupt(self) -> None:

@@ -7,10 +7,18 @@ called out to while it is held. A connection belongs to the thread that holds it
 dials it.
 
 Theory of operation
-------------------- A thread that gets a ticket becomes a `_Waiter`. Effects are drained under the lock and placed: a
-grant or a refusal with the waiter of its ticket, an attempt with the waiter of the ticket that it covers. A waiter
-without an attempt sleeps on an event, one that dials on its sockets and a wake-up descriptor. Served otherwise, timed
-out or interrupted, a dialler leaves its half-open attempt to another waiter of the key, or closes it if there is none.
+-------------------
+A thread that gets a ticket becomes a `_Waiter`. Effects are drained under the lock and placed: a grant or a refusal
+with the waiter of its ticket, an attempt with the waiter of the ticket that it covers. A waiter without an attempt
+sleeps on a lock, one that dials on its sockets and a wake-up descriptor. Served otherwise, timed out or interrupted, a
+dialler leaves its half-open attempt to another waiter of the key, or closes it if there is none.
+
+A finaliser may run anywhere, in the middle of a change and with the lock held too: it appends to a deque and wakes a
+waiter, by releasing the lock that the waiter sleeps on, which waits for nothing.
+
+A signal's exception may strike anywhere in the main thread. Where a thread waits, nothing is half done. In the middle
+of a change the pool may be torn; whoever is struck there says so (`_torn`), and the pool is mended before anybody uses
+it again, from what cannot be torn: which connections live, what each waiter waits for, which attempts are carried on.
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
+from tlsagent._drivers import fork
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection
@@ -34,7 +43,7 @@ from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, 
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import LocalProtocolError, RequestError
+from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
 from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
@@ -46,15 +55,13 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
-    from tlsagent._identity import PoolKey
+    from tlsagent._identity import Plan, PoolKey
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
 
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-_LOOK_AGAIN: Final = 0.5
-"""Seconds after which a thread that waits for a connection looks for responses that were dropped unread."""
 
 
 class _WakeUp:
@@ -62,6 +69,8 @@ class _WakeUp:
 
     def __init__(self) -> None:
         self.reader, self._writer = socket.socketpair()
+        fork.watch_socket(self.reader)
+        fork.watch_socket(self._writer)
         self.reader.setblocking(False)
         self._writer.setblocking(False)
 
@@ -87,28 +96,32 @@ class _Waiter:
     A thread that waits for a connection.
 
     Attributes:
+        exchange: What it waits for.
         dialling: The attempt it carries out, if any. Guarded by the agent lock.
         wake_up: Its descriptor while it dials.
     """
 
-    __slots__ = ("_event", "dialling", "wake_up")
+    __slots__ = ("_asleep", "dialling", "exchange", "wake_up")
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
         self.dialling: Dialling | None = None
         self.wake_up: _WakeUp | None = None
+        # Held unless it was woken. Not an Event: that has a lock of its own, which a finaliser must not wait for.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
 
     def wake(self) -> None:
-        """Wake it; may be called by any thread."""
-        self._event.set()
+        """Wake it. May be called by any thread, and from a finaliser: it waits for nothing."""
+        with contextlib.suppress(RuntimeError):  # it was woken before
+            self._asleep.release()
         wake_up = self.wake_up
         if wake_up is not None:
             wake_up.set()
 
     def sleep(self, seconds: float) -> None:
         """Wait for `wake`, at most some seconds."""
-        self._event.wait(None if seconds == math.inf else max(seconds, 0.0))
-        self._event.clear()
+        self._asleep.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
 
 
 class StreamResponse(ResponseFacts):
@@ -162,20 +175,20 @@ class StreamResponse(ResponseFacts):
     def __del__(self) -> None:
         exchange = self._exchange
         if exchange.lease is not None:
+            self._agent._abandon_response(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-            # A finaliser may run anywhere, with the lock held too: the next call of the agent does the work.
-            self._agent._core.abandoned.append(exchange)
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
 
 
 class _Actions:
     """What is to be done once the lock is let go."""
 
-    __slots__ = ("closing", "waking")
+    __slots__ = ("abandoned", "closing", "waking")
 
     def __init__(self) -> None:
         self.waking: list[_Waiter] = []
         self.closing: list[tuple[Connection, str]] = []
+        self.abandoned: Dialling | None = None
 
 
 class Agent:
@@ -193,12 +206,37 @@ class Agent:
         self._core = AgentCore(said if options is None else said.merged_over(options))
         self._lock = threading.Lock()
         self._waiters: dict[PoolKey, list[_Waiter]] = {}
-        self._unplaced: list[Dialling] = []
+        self._alone: set[Dialling] = set()  # under way, and no waiter's
         self._buffers: deque[memoryview] = deque()
         self._wake_ups: deque[_WakeUp] = deque()
         self._quiet = threading.Event()
         self._closed = False
         self._destroyed = False
+        self._torn = False
+        fork.watch(self)
+
+    def forked(self) -> None:
+        """Begin anew in the child of a fork, which owns none of its parent's connections. Not for users."""
+        core = self._core
+        fork.keep(core.pool)
+        waiters = [waiter for waiters in list(self._waiters.values()) for waiter in waiters]
+        self._lock = threading.Lock()
+        self._waiters = {}
+        self._alone = set()
+        self._torn = False
+        quiet, self._quiet = self._quiet, threading.Event()
+        if quiet.is_set():
+            self._quiet.set()
+        for connection in core.forget(fork.inherited_error(), time.monotonic()):
+            fork.keep(connection)
+            if connection.transport is not None:
+                connection.transport.disown()
+        core.forked()
+        for wake_up in self._wake_ups:
+            wake_up.close()
+        self._wake_ups.clear()
+        for waiter in waiters:  # threads of the parent's; but greenlets live on in the child
+            waiter.wake()
 
     @property
     def options(self) -> AgentOptions:
@@ -341,10 +379,7 @@ class Agent:
             now = time.monotonic()
             if not connection.requests or self._still_good(connection, now):
                 break
-            with self._lock:
-                self._core.give_back(exchange, now)
-                actions = self._collect()
-            self._do(actions)
+            self._change(self._core.give_back, exchange, now)
         self._core.start(exchange, now)
         connection.transport.flush(connection, now)
         if isinstance(exchange.body, Body):
@@ -360,6 +395,9 @@ class Agent:
         buffer = self._borrow()
         try:
             drain(wire.sock, connection, buffer, now)
+        except BaseException:
+            connection.abort("interrupted")
+            raise
         finally:
             self._buffers.append(buffer)
         if connection.sessions:
@@ -371,15 +409,26 @@ class Agent:
     def _acquire(self, exchange: Exchange) -> None:
         """Return with a lease, or with an error, in the exchange."""
         now = time.monotonic()
-        with self._lock:
-            if isinstance(self._core.acquire(exchange, now), Lease) and not self._core.pool.has_effects:
-                return
-            waiter = exchange.waker = _Waiter()
-            waiters = self._waiters.setdefault(exchange.plan.key, [])
-            waiters.append(waiter)
-            actions = self._collect()
+        actions: _Actions | None = None
         try:
+            with self._lock:
+                if self._torn:
+                    actions = _Actions()
+                    self._mend(actions)
+                got = self._core.acquire(exchange, now)
+                if isinstance(got, Lease) and not self._core.pool.has_effects and actions is None:
+                    return
+                waiter = exchange.waker = _Waiter(exchange)
+                self._waiters.setdefault(exchange.plan.key, []).append(waiter)
+                actions = actions or _Actions()
+                self._collect(actions)
             self._do(actions)
+        except AgentClosed:
+            raise
+        except BaseException:
+            self._struck(actions)
+            raise
+        try:
             self._wait_in_queue(exchange, waiter)
         finally:
             self._leave_queue(exchange, waiter)
@@ -397,26 +446,30 @@ class Agent:
                 else min(exchange.total_at, ticket.deadline)
             )
             if now >= limit:
-                self._time_out(exchange, now)
+                self._change(self._time_out, exchange, now)
+            elif self._core.abandoned:
+                self._change(self._core.drop_abandoned, now)
             elif dialling is not None:
                 self._dial_on(dialling, waiter, limit)
             else:
-                # A finaliser takes no lock and wakes nobody: what it leaves is looked for now and then.
-                waiter.sleep(min(limit - now, _LOOK_AGAIN))
-                if self._core.abandoned:
-                    with self._lock:
-                        actions = self._collect()
-                    self._do(actions)
+                waiter.sleep(limit - now)
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
-        with self._lock:
-            if now >= exchange.total_at and exchange.ticket is not None:
-                exchange.fail(exchange.total_timeout(), now)
-                self._core.cancel(exchange, now)
-            else:
-                self._core.pool.handle_timeout(now)
-            actions = self._collect()
-        self._do(actions)
+        if now >= exchange.total_at and exchange.ticket is not None:
+            exchange.fail(exchange.total_timeout(), now)
+            self._core.cancel(exchange, now)
+        else:
+            self._core.pool.handle_timeout(now)
+
+    def _abandon_response(self, exchange: Exchange) -> None:
+        """Take over an exchange from a finaliser, which may run anywhere, with the lock held too."""
+        self._core.abandoned.append(exchange)
+        # Somebody must look, or who waits for the connection waits in vain: whoever wakes now, or comes next. A waiter
+        # that is on its way out looks too, after it has left the list.
+        for waiters in list(self._waiters.values()):
+            for waiter in waiters:
+                waiter.wake()
+                return
 
     def _dial_on(self, dialling: Dialling, waiter: _Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
@@ -442,22 +495,23 @@ class Agent:
     def _report(self, dialling: Dialling, waiter: _Waiter | None) -> None:
         """Tell the pool how an attempt ended, and whoever listens."""
         connection, error = dialling.connection, dialling.error
-        with self._lock:
-            if waiter is not None:
-                waiter.dialling = None
-            self._conclude(dialling)
-            actions = self._collect()
-        self._do(actions)
+        self._change(self._take_over, dialling, waiter)
         if connection is not None and connection.sessions:
             self._core.keep_sessions(connection)
         if error is not None and self._core.listening():
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
 
+    def _take_over(self, dialling: Dialling, waiter: _Waiter | None) -> None:
+        if waiter is not None:
+            waiter.dialling = None
+        self._alone.discard(dialling)
+        self._conclude(dialling)
+
     def _conclude(self, dialling: Dialling) -> None:
         """Tell the pool how an attempt ended; call with the lock held."""
         now = time.monotonic()
         connection = dialling.connection
-        if dialling.error is None:
+        if dialling.error is None and not dialling.broken:
             assert connection is not None
             self._core.connected(dialling.dial, connection, now)
             return
@@ -466,47 +520,52 @@ class Agent:
         self._core.dial_failed(dialling.dial, dialling.error, now)
 
     def _leave_queue(self, exchange: Exchange, waiter: _Waiter) -> None:
-        """Stop waiting; a half-open attempt goes to another waiter of the key, or is closed."""
-        key = exchange.plan.key
-        abandoned: Dialling | None = None
-        heir: _Waiter | None = None
-        with self._lock:
+        """Stop waiting; a half-open attempt goes to another waiter of the key, or is closed. May be called again."""
+        actions = _Actions()
+        try:
+            with self._lock:
+                if self._torn:
+                    self._mend(actions)
+                self._unlist(exchange, waiter, actions)
+                self._collect(actions)
             exchange.waker = None
-            if exchange.ticket is not None:
-                self._core.cancel(exchange, time.monotonic())
-            waiters = self._waiters[key]
-            waiters.remove(waiter)
-            dialling, waiter.dialling = waiter.dialling, None
-            if dialling is not None and dialling.done:
-                self._conclude(dialling)
-            elif dialling is not None:
-                heir = _first_free(waiters)
-                if heir is not None:
-                    heir.dialling = dialling
-                    dialling.wake = heir.wake
-                else:
-                    abandoned = dialling
-            if not waiters:
-                del self._waiters[key]
-            actions = self._collect()
-        if waiter.wake_up is not None:
             wake_up, waiter.wake_up = waiter.wake_up, None
-            self._wake_ups.append(wake_up)
+            if wake_up is not None:
+                self._wake_ups.append(wake_up)
+            self._do(actions)
+        except BaseException:
+            self._struck(actions)
+            raise
+
+    def _unlist(self, exchange: Exchange, waiter: _Waiter, actions: _Actions) -> None:
+        if exchange.ticket is not None:
+            self._core.cancel(exchange, time.monotonic())
+        key = exchange.plan.key
+        waiters = self._waiters.get(key, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+        if not waiters:
+            self._waiters.pop(key, None)
+        dialling, waiter.dialling = waiter.dialling, None
+        if dialling is None:
+            return
+        if dialling.done:
+            self._conclude(dialling)
+            return
+        heir = _first_free(waiters)
         if heir is not None:
-            heir.wake()
-        self._do(actions)
-        if abandoned is not None:
-            self._abandon(abandoned)
+            heir.dialling = dialling
+            dialling.wake = heir.wake
+            actions.waking.append(heir)
+        else:
+            self._alone.add(dialling)
+            actions.abandoned = dialling
 
     def _abandon(self, dialling: Dialling) -> None:
         """Close a half-open attempt, and only then give up its place: no limit is exceeded, if only for a moment."""
+        dialling.broken = True
         dialling.close()
-        with self._lock:
-            if dialling.connection is not None:
-                self._core.closed(dialling.connection, "abandoned")
-            self._core.dial_failed(dialling.dial, None, time.monotonic())
-            actions = self._collect()
-        self._do(actions)
+        self._change(self._take_over, dialling, None)
 
     # --- Sending and receiving ----------------------------------------------------------------------------------------
 
@@ -557,11 +616,21 @@ class Agent:
         if self._destroyed and exchange.error is not None:
             exchange.error = closed_error()
         freed = connection.ended is not None and connection.dead is None
-        with self._lock:
-            self._core.settle(connection, now)
-            actions = self._collect() if self._core.pool.has_effects else None
-        if actions is not None:
-            self._do(actions)
+        actions: _Actions | None = None
+        try:
+            with self._lock:
+                if self._torn:
+                    actions = _Actions()
+                    self._mend(actions)
+                self._core.settle(connection, now)
+                if self._core.pool.has_effects:
+                    actions = actions or _Actions()
+                    self._collect(actions)
+            if actions is not None:
+                self._do(actions)
+        except BaseException:
+            self._struck(actions)
+            raise
         if freed and self._core.listening(exchange):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
@@ -573,31 +642,70 @@ class Agent:
 
     def _give_up(self, exchange: Exchange) -> None:
         """Leave nothing behind: no ticket, no lease, no connection with half an exchange on it."""
-        if exchange.ticket is not None or (exchange.lease is not None and exchange.started_at is None):
-            now = time.monotonic()
-            with self._lock:
-                if exchange.ticket is not None:
-                    self._core.cancel(exchange, now)
-                elif exchange.lease is not None:
-                    self._core.give_back(exchange, now)
-                actions = self._collect()
-            self._do(actions)
-        self._drop(exchange)
+        if exchange.waker is not None:
+            self._leave_queue(exchange, exchange.waker)
+        if exchange.ticket is not None or exchange.lease is not None:
+            self._change(self._core.give_up, exchange, time.monotonic())
 
     def _drop(self, exchange: Exchange) -> None:
         lease = exchange.lease
         if lease is not None:
-            now = time.monotonic()
-            lease.connection.drop(exchange, now, "dropped")
-            self._after(lease.connection, exchange, now)
+            self._change(self._core.give_up, exchange, time.monotonic())
 
     # --- Carrying out what the core asks for --------------------------------------------------------------------------
 
-    def _collect(self) -> _Actions:
+    def _change(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Change the pool's state with the lock held, then do what comes of it."""
+        actions = _Actions()
+        try:
+            with self._lock:
+                if self._torn:
+                    self._mend(actions)
+                change(*arguments)
+                self._collect(actions)
+            self._do(actions)
+        except AgentClosed:
+            raise
+        except BaseException:
+            self._struck(actions)
+            raise
+
+    def _struck(self, actions: _Actions | None) -> None:
+        """An exception came in the middle of a change: do what is left of it, and mend the pool, for others wait."""
+        self._torn = True
+        if actions is not None:
+            for connection, _ in actions.closing:
+                connection.transport.close(connection)
+            if actions.abandoned is not None:
+                actions.abandoned.broken = True
+                actions.abandoned.close()
+                self._alone.discard(actions.abandoned)
+        mended = _Actions()
+        with self._lock:
+            if self._torn:
+                self._mend(mended)
+            self._collect(mended)
+        self._do(mended)
+
+    def _mend(self, actions: _Actions) -> None:
+        """Put the pool in order again; call with the lock held."""
+        waiters = [waiter for waiters in self._waiters.values() for waiter in waiters]
+        carried = [waiter.dialling for waiter in waiters if waiter.dialling is not None]
+        carried += self._alone
+        for connection in self._core.mend(
+            [waiter.exchange for waiter in waiters],
+            [dialling.dial for dialling in carried],
+            {dialling.connection for dialling in carried},
+            time.monotonic(),
+        ):
+            actions.closing.append((connection, "interrupted"))
+        actions.waking += waiters
+        self._torn = False
+
+    def _collect(self, actions: _Actions) -> None:
         """Drain and place the effects; call with the lock held."""
         if self._core.abandoned:
             self._core.drop_abandoned(time.monotonic())
-        actions = _Actions()
         for effect in self._core.effects():
             if type(effect) is Close:
                 if self._core.closed(effect.connection, effect.reason):
@@ -615,11 +723,10 @@ class Agent:
                     actions.waking.append(exchange.waker)
         if self._closed and not self._core.busy:
             self._quiet.set()
-        return actions
 
     def _place(self, dialling: Dialling, cause: Ticket[Connection] | None, actions: _Actions) -> None:
         if cause is None:
-            self._unplaced.append(dialling)
+            self._alone.add(dialling)
             return
         waiter: _Waiter | None = cause.user.waker
         if waiter is None or waiter.dialling is not None:
@@ -641,6 +748,8 @@ class Agent:
             for connection, reason in actions.closing:
                 if connection.info is not None:
                     self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
+        if actions.abandoned is not None:
+            self._abandon(actions.abandoned)
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
@@ -655,24 +764,39 @@ class Agent:
         plan = self._core.origin_plan(origin)
         outcomes: list[Literal["full", "resumed"]] = []
         for _ in range(count):
-            with self._lock:
-                dial = self._core.preconnect(plan, time.monotonic())
-                if dial is None:
-                    break
-                actions = self._collect()
-                dialling = next(d for d in self._unplaced if d.dial is dial)
-                self._unplaced.remove(dialling)
-            self._do(actions)
-            self._dial_alone(dialling)
-            if dialling.error is not None:
-                raise dialling.error
+            dialling = self._preconnect(plan)
+            if dialling is None:
+                break
             assert dialling.connection is not None
             info = dialling.connection.info
             outcomes.append("resumed" if info is not None and info.session_reused else "full")
         return outcomes
 
+    def _preconnect(self, plan: Plan) -> Dialling | None:
+        """Carry out an attempt that nobody waits for, if the limits allow one."""
+        dials: list[Dial | None] = []
+        try:
+            self._change(self._place_alone, plan, dials)
+            dialling = self._found(dials)
+            if dialling is not None:
+                self._dial_alone(dialling)
+        except AgentClosed:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._alone.discard(cast("Dialling", self._found(dials)))
+                self._struck(_Actions())
+            raise
+        return dialling
+
+    def _place_alone(self, plan: Plan, dials: list[Dial | None]) -> None:
+        dials.append(self._core.preconnect(plan, time.monotonic()))
+
+    def _found(self, dials: list[Dial | None]) -> Dialling | None:
+        return next((dialling for dialling in list(self._alone) if dialling.dial in dials), None)
+
     def _dial_alone(self, dialling: Dialling) -> None:
-        """Carry out an attempt that nobody waits for."""
+        """Carry out an attempt that nobody waits for, to its end; raises how it failed."""
         wake_up: _WakeUp | None = None
         try:
             wake_up = _new_wake_up(dialling.dial)
@@ -682,14 +806,16 @@ class Agent:
                 if not dialling.done:
                     readers, writers = dialling.interest()
                     wait([*readers, wake_up.reader], writers, dialling.deadline - time.monotonic())
-        except BaseException as error:
-            dialling.error = error
+        except BaseException:
+            dialling.broken = True
             dialling.close()
             raise
         finally:
             self._report(dialling, None)
             if wake_up is not None:
                 wake_up.close()
+        if dialling.error is not None:
+            raise dialling.error
 
     def connect(
         self,
@@ -720,8 +846,6 @@ class Agent:
         dial = self._core.raw_dial(host, port, build(ConnectionOptions, keywords), options, timeouts)
         dialling = Dialling(self._core, dial, stream)
         self._dial_alone(dialling)
-        if dialling.error is not None:
-            raise dialling.error
         assert dialling.connection is not None
         if self._closed:
             self._close_raw(dialling.connection)
@@ -736,20 +860,16 @@ class Agent:
 
     def close_idle(self) -> None:
         """Close all idle connections."""
-        with self._lock:
-            self._core.pool.close_idle(time.monotonic())
-            actions = self._collect()
-        self._do(actions)
+        self._change(self._core.pool.close_idle, time.monotonic())
 
     def network_changed(self) -> None:
         """Use no present connection for a further request: idle ones are closed now, active ones when they are done."""
-        with self._lock:
-            self._core.network_changed(time.monotonic())
-            actions = self._collect()
-        self._do(actions)
+        self._change(self._core.network_changed, time.monotonic())
 
     def stats(self) -> AgentStats:
         """Return all counters, in total and by key."""
+        if self._torn or self._core.abandoned:
+            self._change(_nothing)
         with self._lock:
             return self._core.stats()
 
@@ -778,10 +898,7 @@ class Agent:
 
     def _shut_pool(self) -> None:
         self._closed = True
-        with self._lock:
-            self._core.pool.close(time.monotonic())
-            actions = self._collect()
-        self._do(actions)
+        self._change(self._core.pool.close, time.monotonic())
 
     def __enter__(self) -> Self:
         return self
@@ -792,6 +909,10 @@ class Agent:
         if exc_type is not None:
             self.destroy()
         self.close()
+
+
+def _nothing() -> None:
+    """Change nothing: what was left by others is done all the same."""
 
 
 def _new_wake_up(dial: Dial) -> _WakeUp:

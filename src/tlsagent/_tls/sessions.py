@@ -25,6 +25,9 @@ class SessionStore(Protocol):
 
     A scope is hashable and opaque. What a store returns is offered to the server as it is: it must come from the same
     scope.
+
+    In the child of a fork, a method `forked()` is called if the store has one: one that keeps sessions in memory must
+    forget them there, or parent and child would offer the same ticket.
     """
 
     def take(self, scope: Hashable) -> Session | None:
@@ -93,6 +96,10 @@ class MemorySessionStore:
     def discard(self, scope: Hashable) -> None:
         """Forget all sessions of a scope."""
         self._scopes.pop(scope, None)
+
+    def forked(self) -> None:
+        """Forget all sessions: they are the parent's, and a ticket that both offered would link the two."""
+        self._scopes.clear()
 
     def __len__(self) -> int:
         return sum(map(len, tuple(self._scopes.values())))
