@@ -517,12 +517,11 @@ class AgentCore:
         self._timers = Deadlines()
         lost = []
         for connection in self._tally.living():
-            if connection.timer is None:  # in its handshake, or raw
-                continue
-            connection.timer = Timer(connection)
-            if connection in dialled or self.pool.holds(connection) or connection.raw:
+            if connection.timer is not None:
+                connection.timer = Timer(connection)
+            if self.pool.holds(connection):
                 self.watch(connection)
-            else:
+            elif not (connection.raw or connection.info is None or connection in dialled):
                 lost.append(connection)
         for connection in lost:
             self.closed(connection, "interrupted")

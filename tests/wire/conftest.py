@@ -287,7 +287,7 @@ def nothing_left(shared_server: Server) -> Iterator[None]:
     yield
 
     def strangers() -> list[str]:
-        return [t.name for t in threading.enumerate() if t not in threads and t.name != "tlsagent-resolver"]
+        return [t.name for t in threading.enumerate() if t not in threads]
 
     assert wait_until(lambda: not open_sockets() - sockets), f"left open: {open_sockets() - sockets}"
     assert wait_until(lambda: not strangers()), f"left running: {strangers()}"

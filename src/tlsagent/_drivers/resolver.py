@@ -8,6 +8,7 @@ at the same time are one. Nothing is cached: the system's resolver does that.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import encodings.idna  # noqa: F401 - getaddrinfo needs it: a fork while one of our threads imports it hangs the child
 import inspect
@@ -85,7 +86,8 @@ class Resolver:
             lookup.callbacks.append(callback)
             spare = bool(self._jobs) and self._threads < _MAX_THREADS
         if spare:
-            threading.Thread(target=self._work, name="tlsagent-resolver", daemon=True).start()
+            # Not a threading.Thread: a signal's exception inside its start() comes out as an error of its own locks.
+            _thread.start_new_thread(self._work, ())
         return lookup
 
     def _work(self) -> None:

@@ -135,8 +135,8 @@ class StreamResponse(ResponseFacts):
     __slots__ = ("__weakref__", "_agent")
 
     def __init__(self, agent: Agent, exchange: Exchange) -> None:
-        super().__init__(exchange)
         self._agent = agent
+        super().__init__(exchange)
 
     def iter_bytes(self) -> Iterator[bytes]:
         """
@@ -173,8 +173,8 @@ class StreamResponse(ResponseFacts):
         self.close()
 
     def __del__(self) -> None:
-        exchange = self._exchange
-        if exchange.lease is not None:
+        exchange: Exchange | None = getattr(self, "_exchange", None)
+        if exchange is not None and exchange.lease is not None:
             self._agent._abandon_response(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
@@ -302,8 +302,9 @@ class Agent:
         not_yet(early_data, expect_continue)
         exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
         exchange.awaiting = Awaiting.HEAD
+        response = StreamResponse(self, exchange)  # first: whatever strikes from now on, somebody answers for the lease
         self._perform(exchange)
-        return StreamResponse(self, exchange)
+        return response
 
     def stream(
         self,

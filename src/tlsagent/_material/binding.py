@@ -12,6 +12,7 @@ collected one's place).
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NewType, TypeAlias
 
@@ -134,7 +135,7 @@ ENABLE_PARTIAL_WRITE: Final[int] = _lib.SSL_MODE_ENABLE_PARTIAL_WRITE
 
 # --- Connections --------------------------------------------------------------------------------------------------
 
-handshake: Final[Callable[[SSLHandle], int]] = _lib.SSL_do_handshake
+_do_handshake: Final[Callable[[SSLHandle], int]] = _lib.SSL_do_handshake
 clear_errors: Final[Callable[[], None]] = _lib.ERR_clear_error
 verify_result: Final[Callable[[SSLHandle], int]] = _lib.SSL_get_verify_result
 send_close_notify: Final[Callable[[SSLHandle], int]] = _lib.SSL_shutdown
@@ -230,15 +231,36 @@ def _text(pointer: object) -> str | None:
     return None if pointer == _NULL else str(_ffi.string(pointer), "ascii", "replace")
 
 
+# --- Callbacks ----------------------------------------------------------------------------------------------------
+
+# An interrupt that strikes inside a callback cannot pass through OpenSSL: it waits here until the call returns.
+_interrupt: Final[ContextVar[BaseException | None]] = ContextVar("interrupt", default=None)
+
+
+def _keep_interrupt(_kind: object, error: BaseException, _traceback: object) -> None:
+    _interrupt.set(error)
+
+
+def handshake(ssl: SSLHandle) -> int:
+    """Carry the handshake on (SSL_do_handshake); raises what struck inside a callback meanwhile."""
+    result = _do_handshake(ssl)
+    struck = _interrupt.get()
+    if struck is not None:
+        _interrupt.set(None)
+        clear_errors()
+        raise struck
+    return result
+
+
 # --- Verification -------------------------------------------------------------------------------------------------
 
 
-@_ffi.callback("int(int, X509_STORE_CTX *)")  # type: ignore[untyped-decorator]  # the binding has no types
+@_ffi.callback("int(int, X509_STORE_CTX *)", onerror=_keep_interrupt)  # type: ignore[untyped-decorator]  # untyped
 def _lax(_ok: int, _store_context: object) -> int:
     return 1
 
 
-@_ffi.callback("int(int, X509_STORE_CTX *)")  # type: ignore[untyped-decorator]  # as above
+@_ffi.callback("int(int, X509_STORE_CTX *)", onerror=_keep_interrupt)  # type: ignore[untyped-decorator]  # as above
 def _strict(ok: int, store_context: object) -> int:
     # Going on after an error and refusing at the end leaves the *last* error as the result, as Node has it; stopping at
     # the first one would say UNABLE_TO_GET_ISSUER_CERT_LOCALLY where Node says UNABLE_TO_VERIFY_LEAF_SIGNATURE.
@@ -356,7 +378,7 @@ _PSEUDO_TYPES: Final = 256
 
 
 @_ffi.callback(  # type: ignore[untyped-decorator]  # as above
-    "unsigned int(SSL *, char *, char *, unsigned int, unsigned char *, unsigned int)"
+    "unsigned int(SSL *, char *, char *, unsigned int, unsigned char *, unsigned int)", onerror=_keep_interrupt
 )
 def _psk(ssl: object, hint: Any, identity: object, identity_size: int, key: object, key_size: int) -> int:
     source = _psk_sources.get(_address(ssl))
