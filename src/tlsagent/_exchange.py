@@ -342,6 +342,11 @@ class Exchange:
 
     def start_over(self) -> None:
         """Forget the failed attempt; `total` keeps running."""
+        # The dead connection keeps the error, and its frames would keep the caller's, with the response in them.
+        error = self.error
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
         self._forget_attempt()
 
     # --- Facts for the response ---------------------------------------------------------------------------------------
