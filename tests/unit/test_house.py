@@ -42,6 +42,7 @@ TESTED_ELSEWHERE = {
     "_drivers/aio": "../wire/test_requests.py",
     "_drivers/aio_raw": "../wire/test_raw.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
+    "_drivers/fork": "../stress/test_fork.py",
     "_drivers/resolver": "../wire/test_resolution.py",
     "_drivers/sockets": "../wire/test_lifecycle.py",
     "_drivers/threads": "../wire/test_requests.py",
