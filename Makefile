@@ -8,7 +8,7 @@ SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml RE
 
 # The steps of `make test` share the checkout and two of them measure time: one after the other.
 .NOTPARALLEL:
-.PHONY: demo test bench lint types imports tests wheel pythons docs clean
+.PHONY: demo test bench soak lint types imports tests wheel pythons docs clean
 
 demo: $(READY)
 	$(BIN)/tlsagent demo
@@ -59,6 +59,13 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.http1_warm
 	$(BIN)/python -m benchmarks.floors
 	$(BIN)/python -m benchmarks.floors --uvloop
+
+# Not part of `make test`, which has a short form of it: 100,000 requests by each driver, some minutes.
+SOAK ?= 100000
+soak: $(READY)
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver threads
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver asyncio
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver uvloop
 
 # The page of options and defaults is written from the code.
 docs: $(READY)
