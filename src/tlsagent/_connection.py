@@ -43,6 +43,9 @@ MAX_SESSIONS: Final = 64
 """TLS sessions taken from one connection between two looks of the agent, so that a flood of tickets is bounded."""
 
 
+LIFETIME_SPREAD: Final = 0.1
+"""Part of `max_lifetime` by which a connection may end earlier, by chance: those opened together end apart."""
+
 _HTTP1: Final = frozenset({"http/1.1", "http/1.0"})
 
 
@@ -184,6 +187,7 @@ class Connection:
 
     __slots__ = (
         "_addresses",
+        "_chance",
         "_engine",
         "_http",
         "_id",
@@ -230,6 +234,7 @@ class Connection:
         limits: SocketLimits,
         tunnel: Tunnel | None,
         on_tunnel_opened: Callable[[float], None],
+        chance: float = 0.0,
     ) -> None:
         self.plan = plan
         self._id = id
@@ -239,6 +244,7 @@ class Connection:
         self._inactivity = plan.inactivity
         self._last_activity = now
         self._limits = limits
+        self._chance = chance
         self._retires_at = math.inf
         self._retirement = "max_lifetime"
         self.idle_for = math.inf
@@ -323,6 +329,12 @@ class Connection:
         """Let it finish what it carries and take nothing more. Two attribute writes: any thread may ask for it."""
         self._retirement = reason
         self._retires_at = -math.inf
+
+    def slept(self, seconds: float) -> None:
+        """Count time that the machine slept as time it lay idle, and as part of its lifetime."""
+        self._retires_at -= seconds
+        if self.exchange is None:
+            self._last_activity -= seconds
 
     def check_idle(self, now: float) -> None:
         """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
@@ -480,7 +492,7 @@ class Connection:
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
         if self._limits.max_lifetime is not None:
-            self._retires_at = now + self._limits.max_lifetime
+            self._retires_at = now + self._limits.max_lifetime * (1 - LIFETIME_SPREAD * self._chance)
         self.info = ConnectionInfo(
             facts,
             id=self._id,

@@ -57,12 +57,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tlsagent._http.messages import CallerFields, RequestHead
-    from tlsagent.errors import RequestError
+    from tlsagent.errors import TLSAgentError
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _MAX_PLANS: Final = 16_384
 _MAX_COUNTED_KEYS: Final = 1_024
 _SESSIONS_PER_SCOPE: Final = 8
+_SLEPT: Final = 5.0
+"""Seconds that the wall clock may gain on the monotonic one, by being set, before we take it that the machine slept."""
 
 _log = logging.getLogger("tlsagent.pool")
 _E = TypeVar("_E", bound=Event)
@@ -77,6 +79,7 @@ class AgentCore:
         pool: Who gets which connection.
         heard: Whether anybody has subscribed to events.
         abandoned: Exchanges whose response was collected unread; finalisers append here.
+        awake_until: How far the wall clock may be ahead of the monotonic one; beyond, `slept` is to be called.
     """
 
     def __init__(self, said: AgentOptions) -> None:
@@ -107,6 +110,7 @@ class AgentCore:
         self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
         self.heard = False
         self.abandoned: deque[Exchange] = deque()
+        self.awake_until = math.inf
 
     def _new_pool(self) -> Pool[Connection]:
         options: Any = self.options
@@ -242,7 +246,9 @@ class AgentCore:
             self.drop_abandoned(now)
         key = exchange.plan.key
         queue: float | None = exchange.timeouts.queue
-        got = self.pool.acquire(key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0, user=exchange)
+        got = self.pool.acquire(
+            key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0, user=exchange
+        )
         if isinstance(got, Lease):
             exchange.lease = got
             return got
@@ -360,12 +366,22 @@ class AgentCore:
         now: float,
         wall: float,
         *,
+        chance: float = 0.0,
         addresses: tuple[object, object] = (None, None),
         raw: RawSink | None = None,
     ) -> Connection:
-        """Return the connection for a transport that is open; its ClientHello waits to be sent. Takes no lock."""
+        """
+        Return the connection for a transport that is open; its ClientHello waits to be sent. Takes no lock.
+
+        Args:
+            now, wall: The time, monotonic and since the epoch.
+            chance: A random number from 0 up to 1, which spreads the lifetimes of connections opened together.
+            addresses: Local and remote, as the socket names them.
+            raw: Who receives the bytes, if it carries no HTTP.
+        """
         tunnel = self._tunnel(dial)
         dial.enter("handshake" if tunnel is None else "tunnel", now)
+        self.awake_until = wall - now + _SLEPT
         connection = Connection(
             dial.plan,
             id=next(self._ids),
@@ -380,6 +396,7 @@ class AgentCore:
             limits=self._socket_limits,
             tunnel=tunnel,
             on_tunnel_opened=functools.partial(dial.enter, "handshake"),
+            chance=chance,
         )
         self._tally.opened(connection)
         return connection
@@ -469,7 +486,7 @@ class AgentCore:
 
     # --- Beginning anew -----------------------------------------------------------------------------------------------
 
-    def forget(self, error: RequestError, now: float) -> list[Connection]:
+    def forget(self, error: TLSAgentError, now: float) -> list[Connection]:
         """
         Disown every connection, attempt and request and begin anew; options, plans and listeners stay.
 
@@ -545,6 +562,19 @@ class AgentCore:
         if deadline < (math.inf if timer.deadline is None else timer.deadline):
             self._timers.set(timer, deadline)
         return deadline
+
+    def slept(self, now: float, wall: float) -> None:
+        """
+        Count time for which the machine was suspended, and the monotonic clock with it, as time that connections idled.
+
+        What its peer has given up long since is closed; what is left is looked into before it is used, as always. The
+        deadlines of requests under way stay: nobody worked on them meanwhile. Sessions expire by the wall clock alone.
+        """
+        seconds = wall - now - (self.awake_until - _SLEPT)
+        self.awake_until = wall - now + _SLEPT
+        for connection in self._tally.living():
+            connection.slept(seconds)
+        self.pool.slept(seconds, now)
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due."""

@@ -412,6 +412,15 @@ class Pool(Generic[C]):
             self._refuse(ticket, self._pool_timeout(bucket))
             self._settle(bucket)
 
+    def slept(self, seconds: float, now: float) -> None:
+        """Bring every expiry forward by the time that the machine slept, and close what has expired."""
+        for slot in self._idle:
+            if slot.expires_at != inf:
+                slot.expires_at -= seconds
+                self._expiries.set(slot.timer, slot.expires_at)
+        while self._expire_oldest(now):
+            pass
+
     def forget(self) -> list[Ticket[C]]:
         """
         Disown every connection and return the tickets that wait or whose outcome is not carried out yet, no effects.

@@ -39,8 +39,8 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """
     Return a function that runs a script to its end and returns what it told, by `tell(name=value)`.
 
-    The script knows URL, PORT and CA of the server. Whatever it writes to stderr fails the test: a traceback, a warning,
-    an exception in a finaliser.
+    The script knows URL, PORT and CA of the server. Whatever it writes to stderr fails the test: a traceback, a
+    warning, an exception in a finaliser.
     """
 
     def run(server: Server, script: str, *, timeout: float = 50.0, **names: Any) -> list[dict[str, Any]]:

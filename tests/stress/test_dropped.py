@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tlsagent import Agent, AsyncAgent
+from tlsagent import Agent, AgentClosed, AsyncAgent
 from tlsagent.testing import Server
 
 LARGE = "/bytes/100000000"
@@ -128,7 +128,12 @@ def test_dialling_waiter_hears_of_it_too(quietly):
     with Server() as server, Server(stall_at="server_hello") as stalling:
         agent = Agent(ca=server.ca_pem, max_total_sockets=2)
         response = agent.open_stream("GET", server.url + LARGE)
-        dialler = threading.Thread(target=lambda: pytest.raises(Exception, agent.request, "GET", stalling.url))
+
+        def dial() -> None:
+            with pytest.raises(AgentClosed):
+                agent.request("GET", stalling.url)
+
+        dialler = threading.Thread(target=dial)
         dialler.start()
         assert stalling.wait_for(lambda s: s.stats.connections == 1)
         done = threading.Event()

@@ -1,5 +1,6 @@
 """
-An exception of a signal handler, at any moment: counters equal open descriptors, slots are given back, the agent serves.
+An exception of a signal handler, at any moment: counters equal open descriptors, slots are given back, the agent
+serves.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from wire_peer import PeerConnection, wait_until
 
-from tlsagent import AgentClosed, AsyncAgent
+from tlsagent import AgentClosed, AsyncAgent, ConnectionLost, WrongEventLoop
 from tlsagent.testing import Server
 
 
@@ -302,33 +303,99 @@ def test_task_group_around_requests_is_cancelled_as_a_whole(open_async_agent, se
 # --- Event loops ------------------------------------------------------------------------------------------------------
 
 
-def test_agent_of_one_loop_refuses_another(server):
-    """
-    An `AsyncAgent` used in a second event loop raises a clear error instead of touching the first one's sockets.
-    """
-    agent = AsyncAgent(ca=server.ca_pem)
-
-    async def first() -> None:
-        assert (await agent.request("GET", server.url + "/hello")).status == 200
-        await agent.aclose()
-
-    asyncio.run(first())
-
-    with pytest.raises(RuntimeError, match="one event loop"):
-        asyncio.run(agent.request("GET", server.url + "/hello"))
+async def get(agent: AsyncAgent, server: Any) -> Any:
+    return await agent.request("GET", server.url + "/hello")
 
 
 def test_agent_in_a_second_loop_while_the_first_lives(open_async_agent, server):
     """
-    The first loop's connections serve on after another loop was refused.
+    An `AsyncAgent` used in a second event loop raises a named error that says what to do, and touches nothing: the
+    first loop's connections serve on.
     """
     harness = open_async_agent(ca=server.ca_pem)
     harness.request("GET", server.url + "/hello")
 
-    with pytest.raises(RuntimeError, match="one event loop"):
-        asyncio.run(harness.agent.request("GET", server.url + "/hello"))
+    for use in (lambda: get(harness.agent, server), lambda: harness.agent.preconnect(server.url), harness.agent.aclose):
+        with pytest.raises(WrongEventLoop, match=r"one event loop.*one agent per loop, or call aclose"):
+            asyncio.run(use())
 
     assert harness.request("GET", server.url + "/hello").reused
+
+
+def test_wrong_event_loop_is_a_runtime_error():
+    """
+    Whoever expects what asyncio itself raises for mixed loops catches this too.
+    """
+    assert issubclass(WrongEventLoop, RuntimeError)
+    assert WrongEventLoop.default_code == "ERR_TLSAGENT_EVENT_LOOP"
+
+
+def test_agent_closed_in_one_loop_stays_closed_in_the_next(server):
+    """
+    `aclose` is final, whatever loop comes afterwards.
+    """
+    agent = AsyncAgent(ca=server.ca_pem)
+
+    async def first() -> None:
+        assert (await get(agent, server)).status == 200
+        await agent.aclose()
+
+    asyncio.run(first())
+
+    with pytest.raises(AgentClosed):
+        asyncio.run(get(agent, server))
+    asyncio.run(agent.aclose())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning", "ignore:unclosed resource:ResourceWarning")
+@pytest.mark.parametrize("policy", ["asyncio", "uvloop"])
+def test_agent_outlives_a_closed_loop(server, policy):
+    """
+    A loop that was closed with connections open takes them along: in the next loop the agent begins with new ones, its
+    slots free and its TLS sessions kept.
+    """
+    agent = AsyncAgent(ca=server.ca_pem, max_sockets=1)
+
+    def new_loop() -> asyncio.AbstractEventLoop:
+        if policy == "asyncio":
+            return asyncio.new_event_loop()
+        return pytest.importorskip("uvloop").new_event_loop()
+
+    loop = new_loop()
+    first = loop.run_until_complete(get(agent, server))
+    half = loop.run_until_complete(agent.open_stream("GET", server.url + "/bytes/100000000"))
+    loop.close()
+
+    other = new_loop()
+    second = other.run_until_complete(asyncio.wait_for(get(agent, server), 5))
+    with pytest.raises(ConnectionLost, match="event loop of this request was closed"):
+        other.run_until_complete(half.aread())
+    other.run_until_complete(agent.aclose())
+    other.close()
+
+    assert (first.reused, second.reused) == (False, False)
+    assert second.connection.session_reused
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)
+    del first, second, half
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning", "ignore:unclosed resource:ResourceWarning")
+@pytest.mark.parametrize("call", ["close_idle", "network_changed", "destroy"])
+def test_calls_between_two_loops(server, call):
+    """
+    What needs no loop may be called when the agent's is closed: the connections it left open are closed.
+    """
+    agent = AsyncAgent(ca=server.ca_pem)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(get(agent, server))
+    loop.close()
+
+    getattr(agent, call)()
+
+    assert server.wait_for(lambda s: s.stats.open_connections == 0)
+    assert agent.stats().idle == 0
+    gc.collect()
 
 
 # --- The interpreter --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import inspect
 import math
+import random
 import socket
 import time
 import warnings
@@ -33,7 +34,7 @@ from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, 
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, WrongEventLoop
+from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError, WrongEventLoop
 from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class AsyncAgent:
         self._forget(fork.inherited_error())
         self._core.forked()
 
-    def _forget(self, error: RequestError) -> list[Connection]:
+    def _forget(self, error: TLSAgentError) -> list[Connection]:
         """Begin anew, without a loop; returns the connections of the former one."""
         self._loop = cast("asyncio.AbstractEventLoop", None)
         self._timer, self._timer_at = None, math.inf
@@ -441,6 +442,9 @@ class AsyncAgent:
     def _started(self, exchange: Exchange) -> bool:
         """Start on an idle connection if there is one; else take a place in the queue."""
         now = time.monotonic()
+        if time.time() - now > self._core.awake_until:
+            self._core.slept(now, time.time())
+            self._carry_out(now)
         while isinstance(self._core.acquire(exchange, now), Lease):
             if self._begin(exchange, now):
                 return True
@@ -690,7 +694,10 @@ class AsyncAgent:
         try:
             if self._core.listening():
                 self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
-            connection = self._core.open(dial, time.monotonic(), time.time(), addresses=addresses, raw=raw)
+            chance = random.random()  # noqa: S311 - nothing depends on nobody guessing it
+            connection = self._core.open(
+                dial, time.monotonic(), time.time(), chance=chance, addresses=addresses, raw=raw
+            )
         except BaseException:
             sock.close()
             raise
@@ -1030,8 +1037,8 @@ class AsyncAgent:
 
 def _wrong_loop() -> WrongEventLoop:
     return WrongEventLoop(
-        "this AsyncAgent belongs to another event loop, which is still open: make one agent per loop, or call aclose() "
-        "in its own loop first"
+        "an AsyncAgent belongs to one event loop, and that of this one is another, which is still open: make one agent "
+        "per loop, or call aclose() in its own loop first"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -203,7 +204,10 @@ class Dialling:
         try:
             if self._core.listening():
                 self._core.emit(Connected(self.dial.plan.key.digest, addresses[1]))
-            connection = self._core.open(self.dial, time.monotonic(), time.time(), addresses=addresses, raw=self._raw)
+            chance = random.random()  # noqa: S311 - nothing depends on nobody guessing it
+            connection = self._core.open(
+                self.dial, time.monotonic(), time.time(), chance=chance, addresses=addresses, raw=self._raw
+            )
         except BaseException:
             sock.close()
             raise

@@ -24,7 +24,6 @@ it again, from what cannot be torn: which connections live, what each waiter wai
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
 import threading
 import time
@@ -209,7 +208,7 @@ class Agent:
         self._alone: set[Dialling] = set()  # under way, and no waiter's
         self._buffers: deque[memoryview] = deque()
         self._wake_ups: deque[_WakeUp] = deque()
-        self._quiet = threading.Event()
+        self._quiet: threading.Event | None = None  # set once a closed agent has nothing active
         self._closed = False
         self._destroyed = False
         self._torn = False
@@ -224,9 +223,7 @@ class Agent:
         self._waiters = {}
         self._alone = set()
         self._torn = False
-        quiet, self._quiet = self._quiet, threading.Event()
-        if quiet.is_set():
-            self._quiet.set()
+        self._quiet = None
         for connection in core.forget(fork.inherited_error(), time.monotonic()):
             fork.keep(connection)
             if connection.transport is not None:
@@ -410,6 +407,8 @@ class Agent:
     def _acquire(self, exchange: Exchange) -> None:
         """Return with a lease, or with an error, in the exchange."""
         now = time.monotonic()
+        if time.time() - now > self._core.awake_until:
+            self._change(self._core.slept, now, time.time())
         actions: _Actions | None = None
         try:
             with self._lock:
@@ -722,7 +721,7 @@ class Agent:
                 exchange.ticket = None
                 if exchange.waker is not None:
                     actions.waking.append(exchange.waker)
-        if self._closed and not self._core.busy:
+        if self._quiet is not None and not self._core.busy:
             self._quiet.set()
 
     def _place(self, dialling: Dialling, cause: Ticket[Connection] | None, actions: _Actions) -> None:
@@ -883,8 +882,9 @@ class Agent:
         Take no more requests, refuse the waiting ones, let the active ones finish for up to `drain` seconds, close
         everything. Idempotent.
         """
+        quiet = self._quiet = self._quiet or threading.Event()
         self._shut_pool()
-        self._quiet.wait(drain)
+        quiet.wait(drain)
         self.destroy()
 
     def destroy(self) -> None:

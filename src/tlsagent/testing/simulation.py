@@ -175,7 +175,8 @@ class Simulation:
 
     Attributes:
         now: Seconds on the simulated clock, from 0.
-        wall: The time since the epoch at 0, for certificates and sessions.
+        wall: The time since the epoch at 0, for certificates and sessions; `suspend` moves it.
+        chance: The random number of the next connections, from 0 up to 1.
         core: The `AgentCore`.
         dials: Attempts before there is a connection.
         links: Connections that the client has not closed.
@@ -201,6 +202,7 @@ class Simulation:
         self.core = self._make_core(said)
         self.now = 0.0
         self.wall = time.time()
+        self.chance = 0.0
         self.dials: list[SimulatedDial] = []
         self.links: list[Link] = []
         self.peers: list[Peer] = []
@@ -261,6 +263,8 @@ class Simulation:
 
     def _attempt(self, handle: SimulatedRequest) -> None:
         exchange = handle.exchange
+        if self.wall > self.core.awake_until:
+            self.core.slept(self.now, self.wall + self.now)
         try:
             while isinstance(self.core.acquire(exchange, self.now), Lease):
                 if self._begin(handle):
@@ -446,7 +450,8 @@ class Simulation:
             self.core.emit(Connected(digest, attempt.address))
         addresses = (("127.0.0.1", 49_152 + len(self.peers)), attempt.address)
         try:
-            connection = self.core.open(dial, self.now, self.wall + self.now, addresses=addresses)
+            wall = self.wall + self.now
+            connection = self.core.open(dial, self.now, wall, chance=self.chance, addresses=addresses)
         except Exception as error:  # noqa: BLE001 - what a session store raised becomes the request's error
             self.network.discount(attempt.address)
             self._report_failure(dial, error)
@@ -495,6 +500,10 @@ class Simulation:
             dial.on_done(None, error)
 
     # --- Time ---------------------------------------------------------------------------------------------------------
+
+    def suspend(self, seconds: float) -> None:
+        """Let the machine sleep: the wall clock goes on, the monotonic one, and with it every timer, stands still."""
+        self.wall += seconds
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and everything happen that falls into it."""
