@@ -509,9 +509,7 @@ class AgentCore:
         self.abandoned.clear()
         return connections
 
-    def mend(
-        self, waiting: list[Exchange], dials: list[Dial], dialled: set[Connection | None], now: float
-    ) -> list[Connection]:
+    def mend(self, waiting: list[Exchange], dials: list[Dial], dialled: set[Connection | None]) -> list[Connection]:
         """
         Put the pool in order again after an exception, a signal's as a rule, struck in the middle of a change.
 
@@ -519,7 +517,6 @@ class AgentCore:
             waiting: The exchanges that wait for a connection.
             dials: The attempts that somebody carries out.
             dialled: Their connections, as far as there are any.
-            now: Current time.
 
         Returns:
             Connections that nobody answers for any more: they are counted out, the driver closes them.
@@ -530,7 +527,7 @@ class AgentCore:
                 exchange.lease, exchange.ticket = ticket.granted, None
         tickets: list[Ticket[Connection]] = [exchange.ticket for exchange in waiting if exchange.ticket is not None]
         attempts = [dial.attempt for dial in dials if dial.attempt is not None]
-        self.pool.mend(now, tickets, attempts, lambda lease: lease.user.lease is lease)
+        self.pool.mend(tickets, attempts, lambda lease: lease.user.lease is lease)
         self._timers = Deadlines()
         lost = []
         for connection in self._tally.living():

@@ -440,8 +440,8 @@ class AgentOptions(ConnectionOptions):
         max_free_sockets: Idle connections kept per key; 0 keeps none. Default 256.
         scheduling: Which idle connection serves next: the last freed ("lifo", the default) or the first ("fifo").
         free_socket_timeout: Seconds an idle connection is kept. Default 60.
-        max_lifetime: Seconds after its handshake from which a connection takes no further request, less a random part of
-            up to a tenth, so that connections opened together do not end together. Default None.
+        max_lifetime: Seconds after its handshake from which a connection takes no further request, less a random part
+            of up to a tenth, so that connections opened together do not end together. Default None.
         max_requests_per_socket: Requests that one connection serves. Default None.
         keep_alive_hint_margin: Seconds taken off the server's `Keep-Alive: timeout=N`, which shortens the time that a
             connection may be idle, so that it is not used just when the server closes it (Node:

@@ -443,7 +443,6 @@ class Pool(Generic[C]):
 
     def mend(
         self,
-        now: float,
         tickets: list[Ticket[C]],
         attempts: list[Attempt[C]],
         held: Callable[[Lease[C]], bool],
@@ -455,7 +454,6 @@ class Pool(Generic[C]):
         closed. The rest is what the driver says: it takes time in proportion to all there is.
 
         Args:
-            now: Current time.
             tickets: Those that somebody waits on, and that were not granted.
             attempts: Those that somebody carries out.
             held: Whether a lease is in somebody's hands.

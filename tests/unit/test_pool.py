@@ -987,3 +987,214 @@ def test_warm_request_costs_the_same_among_ten_thousand():
 
     assert alone <= 9
     assert calls_of_a_warm_request(keys=10_000, waiters=10_000) == alone
+
+
+# -- Mending what an exception tore
+
+
+class Struck(BaseException):
+    """As a signal's exception."""
+
+
+class Driver:
+    """What a driver knows for certain, whatever became of the pool: who waits, who holds what, who dials."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.pool = Pool[str](max_sockets=3, max_total_sockets=total, free_socket_timeout=60)
+        self.leases: dict[str, Lease[str]] = {}
+        self.tickets: dict[str, Ticket[str]] = {}
+        self.attempts: list[Attempt[str]] = []
+        self.closed: list[str] = []
+        for name in ("held", "idle"):
+            self.acquire(name)
+            self.connect(f"{name}-connection")
+        self.release("idle")
+        for name in ("B", "dialling"):
+            self.acquire(name, key=B)
+        self.connect("b-connection")
+        self.acquire("waiting", key=B, deadline=5.0)
+        self.acquire("late", deadline=9.0, fresh=True)
+
+    def acquire(self, user: str, key: str = A, **waiting: object) -> None:
+        got = self.pool.acquire(key, 0.0, user=user, **waiting)
+        (self.leases if isinstance(got, Lease) else self.tickets)[user] = got
+        self.carry_out()
+
+    def connect(self, name: str) -> None:
+        self.pool.connected(self.attempts.pop(0), name, 0.0)
+        self.carry_out()
+
+    def fail(self, error: BaseException | None) -> None:
+        self.pool.connect_failed(self.attempts.pop(0), error, 0.0)
+        self.carry_out()
+
+    def release(self, user: str, reusable: bool = True) -> None:
+        self.pool.release(self.leases.pop(user), 0.0, reusable=reusable)
+        self.carry_out()
+
+    def cancel(self, user: str) -> None:
+        lease = self.pool.cancel(self.tickets.pop(user), 0.0)
+        assert lease is None
+        self.carry_out()
+
+    def pass_time(self, now: float) -> None:
+        self.pool.handle_timeout(now)
+        self.carry_out()
+
+    def lose(self, name: str) -> None:
+        self.pool.connection_lost(name, 0.0, "lost")
+        self.carry_out()
+
+    def carry_out(self) -> None:
+        for effect in self.pool.effects():
+            if isinstance(effect, Connect):
+                self.attempts.append(effect.attempt)
+            elif isinstance(effect, Close):
+                self.closed.append(effect.connection)
+            else:
+                user = effect.ticket.user
+                self.tickets.pop(user, None)
+                if isinstance(effect, Grant):
+                    self.leases[user] = effect.lease
+
+    def mend(self) -> None:
+        for user, ticket in list(self.tickets.items()):
+            if ticket.granted is not None:
+                self.leases[user] = ticket.granted
+                del self.tickets[user]
+        self.pool.mend(list(self.tickets.values()), self.attempts, lambda lease: self.leases.get(lease.user) is lease)
+        self.carry_out()
+
+    def check(self) -> None:
+        """The pool's numbers are those of the driver, limits hold, and what the pool keeps still serves."""
+        counts = self.pool.counts()
+        active = [lease for lease in self.leases.values() if self.pool.holds(lease.connection)]
+        assert counts.active == len(active)
+        assert counts.waiting == len(self.tickets)
+        assert counts.dialling == len(self.attempts)
+        assert counts.active + counts.idle + counts.dialling <= self.total
+        for key in (A, B):
+            of = self.pool.counts(key)
+            assert of.active + of.idle + of.dialling <= 3
+        assert len(set(self.closed)) == len(self.closed), "closed twice"
+
+    def finish(self) -> None:
+        """Serve everybody: each ticket ends, and the pool is empty when all is closed."""
+        for step in range(100):
+            if not (self.leases or self.attempts or self.tickets):
+                break
+            if self.attempts:
+                self.connect(f"new-{step}")
+            elif self.leases:
+                self.release(next(iter(self.leases)))
+            else:
+                self.pass_time(10.0)
+            self.check()
+        assert not self.tickets
+        self.pool.close_idle(0.0)
+        self.carry_out()
+        assert self.pool.counts().active + self.pool.counts().idle + self.pool.counts().dialling == 0
+        assert self.pool.keys() == []
+        assert self.pool.next_deadline() is None
+
+
+CHANGES = {
+    "acquire": lambda driver: driver.acquire("new"),
+    "acquire and wait": lambda driver: driver.acquire("new", key=B, deadline=3.0),
+    "acquire after expiry": lambda driver: (driver.pass_time(61.0), driver.acquire("new")),
+    "release": lambda driver: driver.release("held"),
+    "release for good": lambda driver: driver.release("held", reusable=False),
+    "release to a waiter": lambda driver: driver.release("B"),
+    "connected": lambda driver: driver.connect("new-connection"),
+    "connect failed": lambda driver: driver.fail(FAILED),
+    "connect abandoned": lambda driver: driver.fail(None),
+    "cancel": lambda driver: driver.cancel("waiting"),
+    "timeout": lambda driver: driver.pass_time(6.0),
+    "lost": lambda driver: driver.lose("held-connection"),
+    "lost while idle": lambda driver: driver.lose("idle-connection"),
+    "close idle": lambda driver: (driver.pool.close_idle(0.0), driver.carry_out()),
+}
+
+
+def strike(change, at):
+    """Run a change and raise at the `at`-th line that is run in the pool's modules; returns whether it came so far."""
+    left = at
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(("_pool.py", "_deadlines.py")):
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise Struck
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        change()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("total", [4, 5, 7])
+@pytest.mark.parametrize("name", CHANGES)
+def test_pool_torn_at_any_line_is_mended(name, total):
+    """
+    An exception at any line of any change: mended from what the driver knows, the pool's numbers are right, its limits
+    hold, everybody is served, and nothing is left at the end.
+    """
+    for at in range(1_000):
+        driver = Driver(total)
+        if not strike(lambda driver=driver: CHANGES[name](driver), at):
+            break
+        driver.mend()
+        driver.check()
+        driver.finish()
+    assert at > 1
+
+
+@pytest.mark.parametrize("total", [4, 5, 7])
+def test_mending_a_whole_pool_changes_nothing(total):
+    """
+    Mended without need, a pool has the same connections, tickets and attempts, and closes nothing.
+    """
+    driver = Driver(total)
+    before = (
+        driver.closed.copy(),
+        driver.pool.counts(),
+        driver.pool.counts(A),
+        driver.pool.counts(B),
+        driver.pool.next_deadline(),
+    )
+
+    driver.mend()
+
+    assert (
+        driver.closed,
+        driver.pool.counts(),
+        driver.pool.counts(A),
+        driver.pool.counts(B),
+        driver.pool.next_deadline(),
+    ) == before
+    driver.finish()
+
+
+def test_forgotten_pool_takes_everything_back_without_harm():
+    """
+    Once a pool has been forgotten, leases and tickets of it can be given back, and nothing comes of it.
+    """
+    driver = Driver(4)
+
+    forgotten = driver.pool.forget()
+
+    assert {ticket.user for ticket in forgotten} == {"dialling", "waiting", "late"}
+    assert all(driver.pool.cancel(ticket, 0.0) is None for ticket in forgotten)
+    for lease_ in driver.leases.values():
+        driver.pool.release(lease_, 0.0, reusable=True)
+    assert driver.pool.effects() == []

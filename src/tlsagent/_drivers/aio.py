@@ -1028,9 +1028,8 @@ class AsyncAgent:
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return
-        if self._loop is not None:
-            if not self._left_closed_loop():
-                raise _wrong_loop()
+        if not self._left_closed_loop():
+            raise _wrong_loop()
         self._loop = loop
         self._proactor = type(loop).__name__ == "ProactorEventLoop"
 

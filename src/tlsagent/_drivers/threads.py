@@ -696,7 +696,6 @@ class Agent:
             [waiter.exchange for waiter in waiters],
             [dialling.dial for dialling in carried],
             {dialling.connection for dialling in carried},
-            time.monotonic(),
         ):
             actions.closing.append((connection, "interrupted"))
         actions.waking += waiters
