@@ -59,6 +59,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.http1_warm
 	$(BIN)/python -m benchmarks.floors
 	$(BIN)/python -m benchmarks.floors --uvloop
+	$(BIN)/python -m benchmarks.pool
+	$(BIN)/python -m benchmarks.idle
 
 # Not part of `make test`, which has a short form of it: 100,000 requests by each driver, some minutes.
 SOAK ?= 100000

@@ -96,7 +96,7 @@ class Works:
     async def settle(self) -> None:
         """Wait until the agent has nothing under way and as many connections as there are descriptors."""
         async with asyncio.timeout(5):
-            while not self._settled():
+            while not self._settled():  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.001)
 
     def _settled(self) -> bool:

@@ -3,7 +3,8 @@ What the pages say is true: their examples run, their commands exist, their tabl
 
 Convention of the examples: each is complete in itself; `https://localhost:8443` (the port wherever it stands), `ca.pem`
 and `client.pem` stand for a running server, its CA certificate and a client certificate with its key, like those of
-`tlsagent serve`. A comment after a `print(...)` is what it prints, `...` for anything.
+`tlsagent serve`. A comment after a `print(...)` is what it prints, `...` for anything. One marked `python script` forks
+or patches its interpreter, so it gets one of its own.
 
 A page under docs/howto is one story: its blocks run in order in one folder, the shell's too. A block that begins with
 `# NAME.py` is a module that the later ones import. Its own `tlsagent serve` line says what the server is like, and at
@@ -143,6 +144,32 @@ def test_an_example_prints_what_it_says(block, server, folder, capsys):
     write_files(server, folder)
 
     run_python(block, {"8443": server.port}, capsys)
+
+
+def scripts() -> list[object]:
+    return [
+        pytest.param(match[1], id=f"{page.name}:{match.start()}")
+        for page in OTHERS
+        for match in re.finditer(r"^```python script\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize("code", scripts())
+def test_a_script_prints_what_it_says(code, server, folder):
+    """
+    Every script runs as it stands in an interpreter of its own, and prints what its comments say, in order.
+    """
+    if "gevent" in code:
+        pytest.importorskip("gevent")
+    write_files(server, folder)
+    (folder / "script.py").write_text(at_ports({"8443": server.port}, code))
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "script.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.name)
