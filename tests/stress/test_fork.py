@@ -461,6 +461,52 @@ agent.close()
     assert told == [{"child": 0}, {"parent": 4}]
 
 
+def test_fork_with_no_descriptor_left(server, run):
+    """
+    A process that has used up its descriptors forks: the child's copies are cut off all the same.
+    """
+    run(
+        server,
+        SENDERS
+        + """
+import resource
+agent = Agent(ca=CA)
+agent.preconnect(URL, 3)
+response = agent.open_stream("GET", URL + "/bytes/1000000", headers={"x-who": "parent"})
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+
+def work():
+    agent.close()
+    response.close()
+    for descriptor in held:
+        os.close(descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            assert not os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except FileNotFoundError:
+            pass
+
+pid = os.fork()
+if pid == 0:
+    finish(work)
+join(pid)
+for descriptor in held:
+    os.close(descriptor)
+assert len(response.read()) == 1_000_000
+assert agent.request("GET", URL + "/hello", headers={"x-who": "parent"}).reused
+agent.close()
+""",
+    )
+
+    assert {name for names in senders(server) for name in names} == {"parent"}
+
+
 def test_the_error_says_what_to_do(server, run):
     """
     The child's error names the fork and the way out.

@@ -60,17 +60,24 @@ def inherited_error() -> ConnectionLost:
 
 
 def _in_child() -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    try:
-        for sock in list(_sockets):
-            descriptor = sock.fileno()
-            if descriptor >= 0:
-                with contextlib.suppress(OSError):
-                    os.dup2(nowhere, descriptor, inheritable=False)
-    finally:
-        os.close(nowhere)
+    descriptors = {descriptor for sock in list(_sockets) if (descriptor := sock.fileno()) >= 0}
+    if descriptors:
+        _lead_nowhere(descriptors)
     for holder in list(_holders):
         holder.forked()
+
+
+def _lead_nowhere(descriptors: set[int]) -> None:
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+    except OSError:  # none is left to this process: the first of ours makes room, and its number is what we get
+        os.close(min(descriptors))
+        nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors - {nowhere}:
+        with contextlib.suppress(OSError):
+            os.dup2(nowhere, descriptor, inheritable=False)
+    if nowhere not in descriptors:
+        os.close(nowhere)
 
 
 if hasattr(os, "register_at_fork"):
