@@ -197,6 +197,16 @@ def test_names_are_read_once():
     assert certificate.subject_alt_names is certificate.subject_alt_names
 
 
+def test_a_certificate_seen_again_is_not_read_again():
+    """
+    A server shows the same certificate on every connection: what one object has read, another of equal bytes has too.
+    """
+    first, again = PeerCertificate(PLAIN), PeerCertificate(bytes(bytearray(PLAIN)))
+
+    assert first.subject_alt_names is again.subject_alt_names
+    assert first.not_valid_after is again.not_valid_after
+
+
 def test_bytes_of_a_name_survive():
     """
     NUL and high bytes of a DNS name are seen as they are, one character per byte.

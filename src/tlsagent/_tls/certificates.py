@@ -10,6 +10,7 @@ never a shorter list.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from datetime import UTC, datetime
@@ -212,6 +213,10 @@ def _dotted(data: bytes, span: Span) -> str:
 # Certificate (RFC 5280 section 4.1) -------------------------------------------------------------------------------
 
 
+# A server shows the same certificate on every connection: what was read of the last ones is read once.
+_remembered = functools.lru_cache(maxsize=64)
+
+
 class _Fields(NamedTuple):
     issuer: Span
     validity: Span
@@ -220,6 +225,7 @@ class _Fields(NamedTuple):
     extensions: Span | None
 
 
+@_remembered
 def _fields(der: bytes) -> _Fields:
     parts = _inside(der, _only(der, 0, len(der)), _SEQUENCE)
     tbs = _inside(der, parts[0], _SEQUENCE) if len(parts) == 3 else []
@@ -233,6 +239,7 @@ def _fields(der: bytes) -> _Fields:
     return _Fields(issuer, validity, subject, (subject[2], key[2]), extensions)
 
 
+@_remembered
 def _times(data: bytes, validity: Span) -> tuple[datetime, datetime]:
     spans = _inside(data, validity, _SEQUENCE)
     if len(spans) != 2:
@@ -308,6 +315,7 @@ _UNREAD: Final = {0xA0: "othername", 0xA3: "X400Name", 0xA5: "EdiPartyName"}
 _TEXT: Final = {0x81: "email", 0x82: "DNS", 0x86: "URI"}
 
 
+@_remembered
 def _alternative_names(data: bytes, extensions: Span | None) -> tuple[tuple[str, str], ...]:
     if extensions is None:
         return ()
