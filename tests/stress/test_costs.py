@@ -2,7 +2,7 @@
 What a request costs does not grow with what else there is, counted rather than timed; and what an idle connection
 takes.
 
-The long forms, with clocks, are `benchmarks/pool.py` and `benchmarks/idle.py`.
+The long forms, with clocks, are the rows `pool` and `idle` of the benchmarks.
 """
 
 from __future__ import annotations
@@ -11,12 +11,43 @@ import sys
 from collections import Counter
 
 import pytest
-from benchmarks.pool import KEY, SIZES, with_keys, with_waiters
 
-from tlsagent._pool import Pool, Ticket
+from tlsagent._pool import Connect, Grant, Pool, Ticket
+
+KEY = "origin-0"
+SIZES = (1, 100, 10_000)
 
 MOST_CALLS = 13
 """Function calls, those of C included, of one `acquire` and one `release`."""
+
+
+def connected(pool: Pool[int], number: int) -> Grant[int]:
+    """Make a connection for a key of its own, and return the lease of whoever asked for it."""
+    pool.acquire(f"origin-{number}", 0.0)
+    [connect] = pool.effects()
+    assert isinstance(connect, Connect)
+    pool.connected(connect.attempt, number, 0.0)
+    [grant] = pool.effects()
+    assert isinstance(grant, Grant)
+    return grant
+
+
+def with_keys(count: int) -> Pool[int]:
+    """Return a pool with one idle connection for each of so many keys."""
+    pool = Pool[int]()
+    for number in range(count):
+        pool.release(connected(pool, number).lease, 0.0, reusable=True)
+    return pool
+
+
+def with_waiters(count: int) -> Pool[int]:
+    """Return a pool with one idle connection, and so many waiters for another key, which is at its limit."""
+    pool = Pool[int](max_sockets=1)
+    pool.release(connected(pool, 0).lease, 0.0, reusable=True)
+    connected(pool, 1)
+    for _ in range(count):
+        pool.acquire("origin-1", 0.0, deadline=30.0)
+    return pool
 
 
 def calls(act) -> int:
@@ -96,7 +127,7 @@ def sync():
     before = resident()
     agent.preconnect(URL, COUNT)
     gc.collect()
-    tell(kib=(resident() - before) / COUNT, idle=agent.stats().idle)
+    tell(kib=(resident() - before) / COUNT / 1024, idle=agent.stats().idle)
     agent.close()
 
 async def main():
@@ -107,7 +138,7 @@ async def main():
     for _ in range(COUNT // 20):
         await agent.preconnect(URL, 20)
     gc.collect()
-    tell(kib=(resident() - before) / COUNT, idle=agent.stats().idle)
+    tell(kib=(resident() - before) / COUNT / 1024, idle=agent.stats().idle)
     await agent.aclose()
 
 sync() if KIND == "sync" else asyncio.run(main())

@@ -353,7 +353,6 @@ def test_async_child_starts_clean_in_a_loop_of_its_own(server, run, loop):
     """
     A child uses an inherited `AsyncAgent` in a new event loop; the parent's loop and connections go on.
     """
-    pytest.importorskip("uvloop")
     run(
         server,
         ASYNC
@@ -396,7 +395,6 @@ def test_async_child_of_a_running_loop(server, run, loop):
     """
     A coroutine that forks: the child leaves the parent's loop alone, with requests and an attempt under way.
     """
-    pytest.importorskip("uvloop")
     run(
         server,
         ASYNC

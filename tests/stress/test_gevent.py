@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from wire_peer import Peer, PeerConnection, serve, tarpit
 
-pytest.importorskip("gevent")
-
 PATCHED = {
     "before": """
 from gevent import monkey

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 from tests.soak.measure import connections_to
 
 from tlsagent import Agent, AsyncAgent
@@ -138,4 +139,4 @@ def test_tasks_cancelled_at_random(server, loop):
 
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the event loop under test."""
-    return asyncio.new_event_loop if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    return asyncio.new_event_loop if loop == "asyncio" else uvloop.new_event_loop

@@ -159,8 +159,6 @@ def test_a_script_prints_what_it_says(code, server, folder):
     """
     Every script runs as it stands in an interpreter of its own, and prints what its comments say, in order.
     """
-    if "gevent" in code:
-        pytest.importorskip("gevent")
     write_files(server, folder)
     (folder / "script.py").write_text(at_ports({"8443": server.port}, code))
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "script.py"]

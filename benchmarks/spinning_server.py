@@ -1,33 +1,34 @@
 """
-A TLS server that gives one answer to every request, as cheaply as Python can: the far side of all benchmarks.
+A TLS server that gives one answer to every request and never sleeps: the far side of the floors.
+
+Waking a sleeping process is charged to whoever sends to it, 5 to 15 microseconds on a virtual machine, and how often it
+sleeps depends on how fast the client is: floors could not be compared.
 
 One thread, non-blocking sockets of the standard library's `ssl`, one read and one write per request. It understands
 just enough HTTP to count the requests without a body in what it reads. Handshakes are made one after the other and
 block it: it is meant for warm connections.
-
-Prints one line of JSON, its port and the certificate to trust, and ends when its standard input does.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import os
 import selectors
 import socket
 import ssl
+import subprocess
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trustme
-
-from benchmarks.harness import pin
+from benchmarks.harness import SERVER_CORE, Target, pinned
+from benchmarks.nginx import BODY, credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-BODY = b"Hello, world!"
 RESPONSE = (
     b"HTTP/1.1 200 OK\r\n"
     b"Server: benchmark\r\n"
@@ -39,6 +40,23 @@ RESPONSE = (
 )
 _END = b"\r\n\r\n"
 _HANDSHAKE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def running_spinning_server() -> Iterator[Target]:
+    """Run the server in a process of its own until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="tlsagent-bench-") as name:
+        folder = Path(name)
+        ca = credentials(folder)
+        command = pinned(SERVER_CORE, sys.executable, "-m", "benchmarks.spinning_server", str(folder / "server.pem"))
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                port = int(process.stdout.readline())
+                yield Target(f"https://localhost:{port}", ca, str(folder / "ca.pem"), process.pid)
+            finally:
+                process.stdin.close()
 
 
 class Peer:
@@ -72,18 +90,8 @@ class Peer:
         self._sock.close()
 
 
-def context_for(*names: str) -> tuple[ssl.SSLContext, str]:
-    """Return a server's context with an ECDSA P-256 certificate for `names`, and the PEM of who signed it."""
-    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
-    leaf = authority.issue_cert(*names, key_type=trustme.KeyType.ECDSA)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
-    leaf.configure_cert(context)
-    return context, authority.cert_pem.bytes().decode()
-
-
-def serve(listener: socket.socket, context: ssl.SSLContext, *, spin: bool = False) -> None:
-    """Answer until standard input ends; with `spin`, never sleep."""
+def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
+    """Answer until standard input ends."""
     selector = selectors.DefaultSelector()
     buffer = memoryview(bytearray(65_536))
 
@@ -111,24 +119,21 @@ def serve(listener: socket.socket, context: ssl.SSLContext, *, spin: bool = Fals
     selector.register(listener, selectors.EVENT_READ, handlers)
     selector.register(sys.stdin.fileno(), selectors.EVENT_READ, (lambda: bool(os.read(0, 1)), sys.exit))
     while True:
-        for key, _ in selector.select(0 if spin else None):
+        for key, _ in selector.select(0):
             act, end = key.data
             if not act():
                 end()
 
 
-def main() -> None:
+def main(certificate: str) -> None:
     """Bind to a free port, say which, and serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--core", type=int, help="the processor core to stay on")
-    parser.add_argument("--spin", action="store_true", help="never sleep: no sender pays for waking it")
-    arguments = parser.parse_args()
-    pin(arguments.core)
-    context, ca = context_for("localhost", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
-        print(json.dumps({"port": listener.getsockname()[1], "ca": ca}), flush=True)
-        serve(listener, context, spin=arguments.spin)
+        print(listener.getsockname()[1], flush=True)
+        serve(listener, context)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
