@@ -420,7 +420,7 @@ def _client_cert_engine(name: str, value: Any) -> None:
         raise wrong_type(name, "a str", value)
     raise OptionError(
         f"{name} is not supported: OpenSSL 4 has no engines. For a key in hardware use a provider: have OPENSSL_CONF "
-        "load pkcs11-provider and give its URI, in PEM, as `key`",
+        "load pkcs11-provider and give the key's pkcs11: URI as `key` (docs/howto/pkcs11.md)",
         code="ERR_CRYPTO_CUSTOM_ENGINE_NOT_SUPPORTED",
     )
 

@@ -113,8 +113,8 @@ class ConnectionOptions(OptionsHandle):
         cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say), one for
             each kind of key: of two for the same kind, the last is used.
         key: Private key of `cert`, PEM or DER; list items may be `{"pem": ..., "passphrase": ...}`. Its public half is
-            in the pool key.
-        passphrase: Decrypts `key` and `pfx`. Not in the pool key.
+            in the pool key. Or the URI of a key in a PKCS#11 token (docs/howto/pkcs11.md).
+        passphrase: Decrypts `key` and `pfx`, and is the PIN of a key in a token. Not in the pool key.
         pfx: Client certificate and key as PKCS#12, bytes or a path object; list items may be
             `{"buf": ..., "passphrase": ...}`. Its further certificates are trusted besides the roots, as in Node.
         crl: Certificate revocation lists, PEM or DER. Every issuer of the server's chain then needs one that has not

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import os
 import pickle
+import traceback
 
 import pytest
 from cryptography import x509
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import crypto
 
+from tlsagent import AgentOptions
 from tlsagent._material import (
     CipherList,
     EncryptedKey,
@@ -547,13 +550,104 @@ def test_base64_body_without_line_breaks_is_read(two):
     assert trust_anchors(text) == trust_anchors(der(two[0]))
 
 
-def test_a_key_in_a_token_needs_a_provider():
-    """
-    The URI of a key in hardware is handed to OpenSSL, which without a provider does not find it; the message says how.
-    """
-    uri = b"-----BEGIN PKCS#11 PROVIDER URI-----\nMA==\n-----END PKCS#11 PROVIDER URI-----\n"
+# What pkcs11-provider 1.3.0 wrote for a key that was made in a token.
+TOKEN_PEM = b"""\
+-----BEGIN PKCS#11 PROVIDER URI-----
+MIHNGhlQS0NTIzExIFByb3ZpZGVyIFVSSSB2MS4wDIGvcGtjczExOm1vZGVsPVNv
+ZnRIU00lMjB2MjttYW51ZmFjdHVyZXI9U29mdEhTTSUyMHByb2plY3Q7c2VyaWFs
+PWVmYmQxNmFmYjY4MTI5MzA7dG9rZW49YWdlbnQ7aWQ9JTM1JUU2JUEzJTBEJUM4
+JTJEJTk0JUY4JUNCJTgzJUZBJTIxJTFDJTg0JTAzJTZFO29iamVjdD1lYy0xLjMu
+MC0xO3R5cGU9cHJpdmF0ZQ==
+-----END PKCS#11 PROVIDER URI-----
+"""
+TOKEN_URI = b"pkcs11:token=agent;object=client?pin-value=" + SECRET.encode()
 
-    with pytest.raises(OptionError, match="OPENSSL_CONF") as caught:
-        private_keys(uri, None)
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        TOKEN_PEM,
+        b"Bag Attributes\n" + TOKEN_PEM,
+        credentials._token_pem(TOKEN_URI),
+        TOKEN_URI,
+        b"pkcs11:",
+        b" pkcs11:token=agent;type=private\n",
+    ],
+)
+@pytest.mark.parametrize("form", ["bytes", "str", "path", "mapping"])
+@pytest.mark.parametrize("passphrase", [None, SECRET])
+@pytest.mark.parametrize(
+    ("configuration", "advice"), [(None, "have OPENSSL_CONF load pkcs11-provider"), ("/etc/mine.cnf", "check that")]
+)
+def test_a_key_in_a_token_needs_a_provider(item, form, passphrase, configuration, advice, tmp_path, monkeypatch):
+    """
+    The URI of a key in a token goes to OpenSSL, which without a provider does not find it: the error says what to do.
+    """
+    monkeypatch.delenv("OPENSSL_CONF", raising=False)
+    if configuration is not None:
+        monkeypatch.setenv("OPENSSL_CONF", configuration)
+    path = tmp_path / "key.pem"
+    path.write_bytes(item)
+    value = {"bytes": item, "str": item.decode(), "path": path, "mapping": [{"pem": item, "passphrase": SECRET}]}[form]
+
+    with pytest.raises(OptionError, match=advice) as caught:
+        AgentOptions(key=value, **({} if passphrase is None else {"passphrase": passphrase}))
 
     assert caught.value.code == "ERR_OSSL_UNSUPPORTED"
+    assert "docs/howto/pkcs11.md" in str(caught.value)
+    report = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in report
+    assert base64.b64encode(item) not in report.encode()
+
+
+def test_a_uri_is_wrapped_as_the_provider_does_it():
+    """
+    OpenSSL is given the PEM that pkcs11-provider itself writes, whether the length takes one byte or two.
+    """
+    short = credentials._token_pem(b"pkcs11:type=private").split(b"-----")[2]
+
+    wrapped = credentials._token_pem(credentials._token_uri(TOKEN_PEM))
+    assert b"".join(wrapped.split()) == b"".join(TOKEN_PEM.split())  # lines may differ in length
+    assert base64.b64decode(short) == b"\x30\x30\x1a\x19PKCS#11 Provider URI v1.0\x0c\x13pkcs11:type=private"
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        (b"pkcs11:", b"pkcs11:type=private"),
+        (b"pkcs11:object=a?module-name=b&x-type=c", b"pkcs11:object=a;type=private?module-name=b&x-type=c"),
+        (b"pkcs11:type=private;object=a", b"pkcs11:type=private;object=a"),
+        (b"pkcs11:object=a;type=private?pin-source=b", b"pkcs11:object=a;type=private?pin-source=b"),
+    ],
+)
+def test_a_uri_asks_for_the_private_key(uri, path):
+    """
+    A URI that does not say which kind of object it names gets `type=private` (RFC 7512 2.3).
+    """
+    assert credentials._token_uri(uri) == path
+
+
+@pytest.mark.parametrize("body", [b"MA==", b"????", b""])
+def test_the_pem_of_a_uri_may_be_damaged(body):
+    """
+    PEM with the label of a PKCS#11 URI and none inside is refused as such.
+    """
+    pem = b"-----BEGIN PKCS#11 PROVIDER URI-----\n" + body + b"\n-----END PKCS#11 PROVIDER URI-----\n"
+
+    with pytest.raises(OptionError, match="none is in it") as caught:
+        private_keys(pem, None)
+
+    assert caught.value.code == "ERR_OSSL_PEM_BAD_BASE64_DECODE"
+
+
+def test_a_key_whose_pin_is_unknown_shows_nothing():
+    """
+    Not even a digest of its URI, in which the PIN may be; without a passphrase it says what it needs.
+    """
+    key = credentials.TokenKey(TOKEN_URI, hashlib.sha256(TOKEN_URI).digest())
+
+    assert repr(key) == "<TokenKey>"
+    for missing in (None, "", b""):
+        with pytest.raises(OptionError, match=r"asks for its PIN.*`passphrase`") as caught:
+            key.unlock(missing)
+        assert caught.value.code == "ERR_OSSL_BAD_DECRYPT"

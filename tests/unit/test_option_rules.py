@@ -199,9 +199,9 @@ def test_a_method_for_servers_makes_a_context_but_no_client():
 
 def test_an_engine_is_refused_with_the_way_that_there_is():
     """
-    The message names the provider route.
+    The message names the provider route and the page about it.
     """
-    with pytest.raises(OptionError, match="OPENSSL_CONF"):
+    with pytest.raises(OptionError, match=r"OPENSSL_CONF.*docs/howto/pkcs11\.md"):
         ConnectionOptions(client_cert_engine="pkcs11")
 
 

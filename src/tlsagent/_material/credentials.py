@@ -3,18 +3,22 @@ Certificates and private keys: the options `ca`, `cert`, `key`, `passphrase` and
 
 PEM is RFC 7468 (several certificates per item, text between them is skipped), DER is one certificate or key per item, a
 `pfx` is PKCS#12 (RFC 7292). Stricter than Node: junk among the roots is an error, not an empty trust store. Parsing is
-memoised for the process by content; a file is read again when its path, inode, times or size change.
+memoised for the process by content; a file is read again when its path, inode, times or size change. A `key` may also
+name one in a PKCS#11 token (RFC 7512): that is looked up anew each time, since the name stays when the key is replaced.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import quote_from_bytes
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -102,6 +106,25 @@ class EncryptedKey:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class TokenKey(EncryptedKey):
+    """One item of option `key` that names a key in a token whose PIN this layer does not know; another layer may."""
+
+    def __repr__(self) -> str:
+        return "<TokenKey>"  # a digest of the URI would give the PIN in it to whoever tries all PINs
+
+    def unlock(self, passphrase: str | bytes | None) -> PrivateKey:
+        """Find the key, with `passphrase` as the PIN. Raises OptionError (ERR_OSSL_BAD_DECRYPT) if that fails."""
+        secret = passphrase_bytes(passphrase)
+        if not secret:  # not asked again: if a wrong PIN is configured, each search tries it
+            raise OptionError(
+                "`key` is in a PKCS#11 token that asks for its PIN: none is configured, or a wrong one. Give it as "
+                "`passphrase` (docs/howto/pkcs11.md)",
+                code="ERR_OSSL_BAD_DECRYPT",
+            )
+        return _token_key(self.data, secret)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Pfx:
     """
     One item of option `pfx`: a client certificate with its key.
@@ -168,6 +191,9 @@ def private_keys(
 
     A passphrase that is not needed is ignored, as in Node. A key that needs one where none is known comes back as
     `EncryptedKey`. Parsed items stay as they are, or are unlocked.
+
+    An item may instead be the URI of a key in a PKCS#11 token, bare ("pkcs11:...") or in the PEM of pkcs11-provider:
+    OpenSSL finds it if OPENSSL_CONF has loaded that provider, and the passphrase is the PIN. See docs/howto/pkcs11.md.
     """
     passphrase_bytes(passphrase)
     if isinstance(value, Mapping):
@@ -271,7 +297,10 @@ def _key_item(item: object, passphrase: str | bytes | None) -> PrivateKey | Encr
         item, passphrase = _item_pem(item), passphrase if own is None else own
         passphrase_bytes(passphrase)
     key = item if isinstance(item, (PrivateKey, EncryptedKey)) else parsed(_keys, "key", item, _parse_key)
-    if isinstance(key, EncryptedKey) and passphrase is not None:
+    if isinstance(key, TokenKey):
+        with contextlib.suppress(_PassphraseNeeded):
+            return _token_key(key.data, passphrase_bytes(passphrase))
+    elif isinstance(key, EncryptedKey) and passphrase is not None:
         return key.unlock(passphrase)
     return key
 
@@ -286,6 +315,8 @@ def _item_pem(item: Mapping[str, object]) -> object:
 
 
 def _parse_key(data: bytes) -> PrivateKey | EncryptedKey:
+    if (uri := _token_uri(data)) is not None:
+        return TokenKey(uri, hashlib.sha256(uri).digest())
     try:
         return _private_key(data, None)
     except _PassphraseNeeded:
@@ -297,8 +328,6 @@ class _PassphraseNeeded(Exception):
 
 
 def _private_key(data: bytes, passphrase: bytes | None) -> PrivateKey:
-    if _PROVIDER_URI in data:
-        return _provider_key(data)
     load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
     try:
         key = load(data, passphrase)
@@ -313,23 +342,6 @@ def _private_key(data: bytes, passphrase: bytes | None) -> PrivateKey:
     if not isinstance(key, SigningKey):
         raise _unusable_key()
     return PrivateKey(key, _spki_digest(key.public_key()))
-
-
-# How pkcs11-provider writes the URI of a key that never leaves its token (RFC 7512).
-_PROVIDER_URI: Final = b"-----BEGIN PKCS#11 PROVIDER URI-----"
-
-
-def _provider_key(data: bytes) -> PrivateKey:
-    try:
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, data)
-        spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, key)
-    except crypto.Error as exc:
-        raise OptionError(
-            "`key` names a key in a PKCS#11 token, and no OpenSSL provider finds it: have OPENSSL_CONF load "
-            "pkcs11-provider before Python starts",
-            code="ERR_OSSL_UNSUPPORTED",
-        ) from exc
-    return PrivateKey(key, hashlib.sha256(spki).digest())
 
 
 def _unusable_key() -> OptionError:
@@ -349,6 +361,109 @@ def _leaf_spki_digest(chain: CertificateChain) -> bytes:
         return _spki_digest(chain.leaf.public_key())
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise OptionError("`cert` holds a public key of an unknown kind", code="ERR_OSSL_UNSUPPORTED") from exc
+
+
+# Keys in tokens ---------------------------------------------------------------------------------------------------
+
+# pkcs11-provider puts SEQUENCE { VisibleString, UTF8String } into its PEM: what this is, and the URI (RFC 7512).
+_TOKEN_PEM: Final = re.compile(rb"-----BEGIN PKCS#11 PROVIDER URI-----([^-]*)-----END PKCS#11 PROVIDER URI-----")
+_DESCRIPTION: Final = b"PKCS#11 Provider URI v1.0"
+_SCHEME: Final = b"pkcs11:"
+
+
+def _token_uri(data: bytes) -> bytes | None:
+    if data.lstrip().startswith(_SCHEME):
+        return _of_private_key(data.strip())
+    block = _TOKEN_PEM.search(data)
+    if block is None:
+        return None
+    try:
+        _, scheme, rest = base64.b64decode(b"".join(block[1].split()), validate=True).partition(_SCHEME)
+    except binascii.Error:
+        scheme = b""
+    if not scheme:
+        raise OptionError(
+            "`key` is PEM of a PKCS#11 URI, and none is in it: is the text damaged?",
+            code="ERR_OSSL_PEM_BAD_BASE64_DECODE",
+        )
+    return _of_private_key(scheme + rest)
+
+
+def _of_private_key(uri: bytes) -> bytes:
+    # pkcs11-provider 1.0 looks for the public key too, needs no PIN for that, and finds no private key afterwards.
+    path, mark, query = uri.partition(b"?")
+    if not re.search(rb"[:;]type=", path):
+        path += b"type=private" if path == _SCHEME else b";type=private"
+    return path + mark + query
+
+
+def _token_pem(uri: bytes) -> bytes:
+    der = _tlv(0x30, _tlv(0x1A, _DESCRIPTION) + _tlv(0x0C, uri))
+    label = b"PKCS#11 PROVIDER URI-----\n"
+    return b"-----BEGIN " + label + base64.encodebytes(der) + b"-----END " + label
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    """Return a DER element (X.690 8.1): one byte of length below 128, else a byte that says how many follow."""
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag]) + (size if len(content) < 0x80 else bytes([0x80 | len(size)]) + size) + content
+
+
+def _token_key(uri: bytes, pin: bytes) -> PrivateKey:
+    """Find the key that `uri` names. Raises _PassphraseNeeded if the token wants a PIN that nobody gave."""
+    key, asked = _find(uri)
+    if key is None and asked and not re.search(rb"[?&]pin-(?:value|source)=", uri):
+        if not pin:
+            raise _PassphraseNeeded
+        # In the URI it is tried once. As an answer to OpenSSL's question it was tried 25 times per search, which locks
+        # a token for good (pkcs11-provider 1.3.0).
+        value = b"pin-value=" + quote_from_bytes(pin, safe="").encode()
+        key, _ = _find(uri + (b"&" if b"?" in uri else b"?") + value)
+    if key is None:
+        raise _not_in_token(asked)
+    try:
+        spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, key)
+    except crypto.Error as exc:
+        raise OptionError(
+            "`key` names a key in a PKCS#11 token that lacks its public half: put that into the token, too",
+            code="ERR_OSSL_UNSUPPORTED",
+        ) from exc
+    return PrivateKey(key, hashlib.sha256(spki).digest())
+
+
+def _find(uri: bytes) -> tuple[crypto.PKey | None, bool]:
+    """Return the key, and whether OpenSSL asked for the PIN."""
+    asked = False
+
+    def no_answer(_writing: bool) -> bytes:
+        nonlocal asked
+        asked = True
+        return b""
+
+    try:
+        # Without this callback OpenSSL would ask on the terminal, and wait.
+        return crypto.load_privatekey(crypto.FILETYPE_PEM, _token_pem(uri), no_answer), asked
+    except crypto.Error:
+        return None, asked
+
+
+def _not_in_token(asked: bool) -> OptionError:
+    if asked:
+        return OptionError(
+            "`key` is in a PKCS#11 token that takes no such PIN (`passphrase`, or in the URI), or has no such key. "
+            "Look before you try again: tokens lock after a few wrong PINs",
+            code="ERR_OSSL_BAD_DECRYPT",
+        )
+    if os.environ.get("OPENSSL_CONF"):
+        what = (
+            "OpenSSL does not find it: check that OPENSSL_CONF was set before Python started and loads "
+            "pkcs11-provider, that the token is there, and what the URI and the configured PIN say"
+        )
+    else:
+        what = "no provider is loaded: have OPENSSL_CONF load pkcs11-provider before Python starts"
+    return OptionError(
+        f"`key` names a key in a PKCS#11 token, and {what} (docs/howto/pkcs11.md)", code="ERR_OSSL_UNSUPPORTED"
+    )
 
 
 # PKCS#12 ----------------------------------------------------------------------------------------------------------
