@@ -8,7 +8,7 @@ SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml RE
 
 # The steps of `make test` share the checkout and two of them measure time: one after the other.
 .NOTPARALLEL:
-.PHONY: demo test bench soak lint types imports tests wheel pythons docs clean
+.PHONY: demo test bench soak lint types imports tests wheel pythons pkcs11 docs clean
 
 demo: $(READY)
 	$(BIN)/tlsagent demo
@@ -64,6 +64,10 @@ soak: $(READY)
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver threads
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver asyncio
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver uvloop
+
+# Not part of `make test`: needs SoftHSM, pkcs11-provider and openssl (docs/howto/pkcs11.md). Fails without them.
+pkcs11: $(READY)
+	$(BIN)/python -m pytest tests/pkcs11/tokens.py
 
 # The page of options and defaults is written from the code.
 docs: $(READY)
