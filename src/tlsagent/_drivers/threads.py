@@ -474,7 +474,7 @@ class Agent:
     def _dial_on(self, dialling: Dialling, waiter: _Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
         if waiter.wake_up is None:
-            waiter.wake_up = self._wake_ups.popleft() if self._wake_ups else _new_wake_up(dialling.dial)
+            waiter.wake_up = self._spare_wake_up() or _new_wake_up(dialling.dial)
         dialling.wake = waiter.wake
         waiter.wake_up.clear()
         self._step(dialling)
@@ -484,6 +484,16 @@ class Agent:
         if waiter.dialling is dialling and waiter.wake_up is not None:
             readers, writers = dialling.interest()
             wait([*readers, waiter.wake_up.reader], writers, min(limit, dialling.deadline) - time.monotonic())
+
+    def _spare_wake_up(self) -> _WakeUp | None:
+        try:
+            return self._wake_ups.popleft()
+        except IndexError:
+            return None
+
+    def _close_wake_ups(self) -> None:
+        while (wake_up := self._spare_wake_up()) is not None:
+            wake_up.close()
 
     def _step(self, dialling: Dialling) -> None:
         buffer = self._borrow()
@@ -532,6 +542,8 @@ class Agent:
             wake_up, waiter.wake_up = waiter.wake_up, None
             if wake_up is not None:
                 self._wake_ups.append(wake_up)
+                if self._destroyed:
+                    self._close_wake_ups()
             self._do(actions)
         except BaseException:
             self._struck(actions)
@@ -893,8 +905,7 @@ class Agent:
         for connection in self._core.living():
             if connection.transport is not None:
                 connection.transport.interrupt()
-        while self._wake_ups:
-            self._wake_ups.popleft().close()
+        self._close_wake_ups()
 
     def _shut_pool(self) -> None:
         self._closed = True
