@@ -6,8 +6,9 @@ Knows nothing of framing (that is `_http`) and nothing of waiting (a driver iter
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
 from typing import Any, Final, Protocol, cast
 
 from tlsagent.errors import LocalProtocolError
@@ -65,8 +66,13 @@ class Body:
         self.length = max(0, end - self._start)
         self.replayable = True
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """Return the body from its start, in pieces of at most `PIECE` bytes."""
+    def pieces(self) -> Generator[bytes | memoryview, None, None]:
+        """
+        Return the body from its start, in pieces of at most `PIECE` bytes.
+
+        Closing the generator closes the caller's iterator, if that can be closed: what a generator of the caller's
+        holds is let go when the upload stops, not when somebody collects it. A file stays open.
+        """
         source = self._source
         if isinstance(source, (bytes, memoryview)):
             return _cut(memoryview(source).cast("B"))
@@ -74,13 +80,15 @@ class Body:
             if self.replayable:
                 source.seek(self._start)
             return _read(source)
-        return (piece for chunk in source for piece in _cut(_bytes_of(chunk)))
+        return _iterate(source)
 
     async def apieces(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Do the same for an asynchronous iterable."""
-        async for chunk in self._source:
-            for piece in _cut(_bytes_of(chunk)):
-                yield piece
+        chunks = aiter(self._source)
+        async with contextlib.aclosing(chunks) if hasattr(chunks, "aclose") else contextlib.nullcontext():
+            async for chunk in chunks:
+                for piece in _cut(_bytes_of(chunk)):
+                    yield piece
 
 
 def body_of(content: Content | None) -> bytes | Body | None:
@@ -116,11 +124,18 @@ def _bytes_of(chunk: object) -> memoryview:
     return memoryview(cast("bytes", chunk)).cast("B")
 
 
-def _cut(view: memoryview) -> Iterator[memoryview]:
+def _cut(view: memoryview) -> Generator[memoryview, None, None]:
     for at in range(0, len(view), PIECE):
         yield view[at : at + PIECE]
 
 
-def _read(file: File) -> Iterator[bytes | memoryview]:
+def _read(file: File) -> Generator[bytes | memoryview, None, None]:
     while chunk := file.read(PIECE):
         yield _bytes_of(chunk)
+
+
+def _iterate(chunks: Iterable[bytes]) -> Generator[bytes | memoryview, None, None]:
+    iterator: Any = iter(chunks)
+    with contextlib.closing(iterator) if hasattr(iterator, "close") else contextlib.nullcontext():
+        for chunk in iterator:
+            yield from _cut(_bytes_of(chunk))

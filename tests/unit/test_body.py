@@ -174,3 +174,93 @@ def test_what_cannot_be_sent(content):
     with pytest.raises(LocalProtocolError, match=f"not {type(content).__name__}") as caught:
         body_of(content)
     assert caught.value.code == "ERR_INVALID_ARG_TYPE"
+
+
+# -- Bodies that are not read to their end
+
+
+class Chunks:
+    """An iterator that is no generator, and can be closed."""
+
+    def __init__(self, closable=True):
+        self.closed = 0
+        if closable:
+            self.close = self._close
+
+    def _close(self):
+        self.closed += 1
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return b"x"
+
+
+def test_generator_of_the_caller_is_closed_with_the_pieces():
+    """Who stops half-way closes the caller's generator: its `finally` runs then, not when it is collected."""
+    ended = []
+
+    def content():
+        try:
+            while True:
+                yield b"x"
+        finally:
+            ended.append(True)
+
+    source = content()
+    pieces = body_of(source).pieces()
+    next(pieces)
+    assert not ended
+    pieces.close()
+
+    assert ended == [True]
+
+
+def test_iterator_of_the_caller_is_closed_if_it_can_be():
+    """Any iterator with `close` is closed, once; one without is left alone."""
+    for closable in (True, False):
+        source = Chunks(closable)
+        pieces = body_of(source).pieces()
+        next(pieces)
+        pieces.close()
+        assert source.closed == closable
+
+
+def test_file_of_the_caller_stays_open():
+    """A file is the caller's to close."""
+    source = io.BytesIO(b"x" * 3 * PIECE)
+    pieces = body_of(source).pieces()
+    next(pieces)
+    pieces.close()
+
+    assert not source.closed
+
+
+def test_asynchronous_generator_of_the_caller_is_closed_with_the_pieces():
+    """The same for asynchronous generators; an asynchronous iterator that cannot be closed is left alone."""
+    ended = []
+
+    async def content():
+        try:
+            while True:
+                yield b"x"
+        finally:
+            ended.append(True)
+
+    class Endless:
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return b"y"
+
+    async def run():
+        for source in (content(), Endless()):
+            pieces = body_of(source).apieces()
+            await anext(pieces)
+            await pieces.aclose()
+
+    asyncio.run(run())
+
+    assert ended == [True]
