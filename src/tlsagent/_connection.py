@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 from tlsagent._body import PIECE
+from tlsagent._raw import RawStream
 from tlsagent._tls.engine import TLSEngine
 from tlsagent._tls.listeners import stderr_tracer
 from tlsagent._tls.verify import check_server_identity
@@ -177,6 +178,7 @@ class Connection:
         sessions: News: TLS sessions that came.
         dead: News: one word for why it can carry nothing more, or None. What is left to send may still be sent.
         error: Why it died, if an error says so.
+        stream: What comes after a response that switched protocols; None before that.
         idle_for: Seconds it may be idle by the peer's word, infinity if it gave none.
         bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
         dialled_at, dial_timings: When its dial began, and the seconds that lookup, connect and handshake took.
@@ -213,6 +215,7 @@ class Connection:
         "session_offered",
         "sessions",
         "sessions_stored",
+        "stream",
         "timer",
         "transport",
         "tunnelling",
@@ -263,6 +266,7 @@ class Connection:
         self.sessions: list[Session] = []
         self.dead: str | None = None
         self.error: TLSAgentError | None = None
+        self.stream: RawStream | None = None
         self.dial_timings = dial_timings
         self.dialled_at = dialled_at
         self.bytes_sent = 0
@@ -365,13 +369,16 @@ class Connection:
             self._engine.write(head + http.end_request(exchange.request_trailers or ()))
         else:
             self._engine.write(head)
-            exchange.progressed(now)
+            if exchange.continue_wait:
+                exchange.hold(now)
+            else:
+                exchange.progressed(now)
             return
         exchange.sent(now)
 
     def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
-        """Send a piece of the body; returns False once the exchange has ended, well or not, and needs no more."""
-        if self.exchange is not exchange or self._http is None:
+        """Send a piece of the body; returns False once no more is needed: the exchange has ended, or its upload has."""
+        if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
             return False
         try:
             self.write(self._http.send_data(piece), now)
@@ -382,8 +389,8 @@ class Connection:
         return True
 
     def end_body(self, exchange: Exchange, now: float) -> None:
-        """Send the end of the body and the trailers."""
-        if self.exchange is not exchange or self._http is None:
+        """Send the end of the body and the trailers, unless no more is needed."""
+        if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
             return
         try:
             self.write(self._http.end_request(exchange.request_trailers or ()), now)
@@ -395,8 +402,7 @@ class Connection:
     def drop(self, exchange: Exchange, now: float, reason: str) -> None:
         """Give up an exchange whose response nobody wants any more; an HTTP/1.1 connection cannot outlive that."""
         if self.exchange is exchange:
-            self.exchange = None
-            self.ended = exchange
+            self._let_go(exchange)
             exchange.fail(LocalProtocolError("the response was closed before its end", code="ERR_TLSAGENT_CLOSED"), now)
             self.abort(reason)
 
@@ -412,6 +418,20 @@ class Connection:
         view = memoryview(data)
         for at in range(0, len(view), PIECE):
             self._engine.write(view[at : at + PIECE])
+
+    def take_over(self) -> RawStream:
+        """Return what comes after the switch of protocols; reading, which paused there, goes on."""
+        assert self.stream is not None
+        if self.exchange is not None:
+            self.exchange.paused = False
+        return self.stream
+
+    def hang_up(self, reason: str) -> None:
+        """End in good order what took over after a switch of protocols, and let go of the exchange that led to it."""
+        if self.exchange is not None:
+            self._let_go(self.exchange)
+        if self.dead is None:
+            self.close(reason)
 
     # --- The end ------------------------------------------------------------------------------------------------------
 
@@ -528,6 +548,8 @@ class Connection:
         self.dead = self.dead or "peer"
         if self._raw is not None:
             self._raw.plaintext_ended(clean, now)
+            if self.exchange is not None:
+                self._let_go(self.exchange)
         elif self.exchange is not None and self._http is not None:
             exchange = self.exchange
             exchange.now = now
@@ -556,6 +578,9 @@ class Connection:
         if exchange.complete:
             http = self._http
             assert http is not None
+            if http.switched is not None:
+                self._switch(exchange, http.switched, now)
+                return
             self.exchange = None
             self.ended = exchange
             why_not = self._why_not_reusable(http, now)
@@ -563,6 +588,17 @@ class Connection:
                 self.close(why_not)
         elif exchange.error is not None:
             self._fail(exchange.error, now)
+
+    def _switch(self, exchange: Exchange, rest: bytes, now: float) -> None:
+        """Carry another protocol from here on. The exchange stays, and with it the lease, until the connection ends."""
+        self._raw = self.stream = RawStream()
+        exchange.switched = self
+        if rest:
+            self.stream.plaintext_received(rest, now)
+
+    def _let_go(self, exchange: Exchange) -> None:
+        self.exchange = None
+        self.ended = exchange
 
 
 def _engine(

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tlsagent._http.messages import CallerFields, RequestHead
+    from tlsagent._identity import Origin
     from tlsagent.errors import TLSAgentError
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
@@ -137,6 +138,7 @@ class AgentCore:
         trailers: CallerFields | None,
         retry: bool | Unset,
         trace: Callable[[Any], object] | None,
+        expect_continue: bool = False,
     ) -> Exchange:
         """
         Check a request and plan it. Takes no lock.
@@ -149,23 +151,29 @@ class AgentCore:
         if not isinstance(method, str) or not isinstance(url, str):
             raise LocalProtocolError("method and URL must be str", code="ERR_INVALID_ARG_TYPE")
         request_trailers: list[tuple[bytes, bytes]] = []
-        plain = not headers and content is None and options is None and not trailers
+        plain = not (headers or content is not None or options is not None or trailers or expect_continue)
         known = self._plain.get((method, url)) if plain else None
         if known is not None:
             plan, head = known
         else:
             plan, target = self._plan_and_target(url, options)
+            authority = plan.key.origin.authority
+            if method.upper() == "CONNECT":
+                target, authority = _tunnel_target(target, plan.key.origin)
             body = body_of(content)
             request_trailers = trailer_fields(trailers) if trailers else []
             head = request_head(
                 method,
                 target,
-                plan.key.origin.authority,
+                authority,
                 headers,
                 body_length=None if request_trailers else _length_of(body),
                 has_body=body is not None or bool(request_trailers),
                 keep_alive=self._persistent,
+                expect_continue=expect_continue,
             )
+            if head.expects_continue and isinstance(body, bytes):
+                body = Body(body)  # which the driver sends apart from the head
             if request_trailers and not head.chunked:
                 raise LocalProtocolError(
                     "trailers need a chunked body: leave Content-Length out", code="ERR_HTTP_TRAILER_INVALID"
@@ -182,6 +190,7 @@ class AgentCore:
             retry=self._retry if retry is UNSET else bool(retry),
             max_size=self._max_size,
             trace=trace,
+            continue_wait=self._http1_limits.expect_continue_wait if head.expects_continue else None,
         )
 
     def _plan_and_target(self, url: str, options: ConnectionOptions | Mapping[str, Any] | None) -> tuple[Plan, str]:
@@ -580,14 +589,14 @@ class AgentCore:
         return min(math.inf if ours is None else ours, math.inf if pools is None else pools)
 
     def handle_timeout(self, now: float) -> list[Connection]:
-        """Time out what is overdue; returns the connections that have news."""
+        """Time out what is overdue; returns the connections that have news, if only for who sends a body."""
         self.pool.handle_timeout(now)
         due = self._timers.expired(now)
         for connection in due:
             connection.handle_timeout(now)
             if connection.dead is None:
                 self.watch(connection)
-        return [connection for connection in due if connection.dead is not None]
+        return [c for c in due if c.dead is not None or (c.exchange is not None and c.exchange.nudged)]
 
     # --- Events and counters ------------------------------------------------------------------------------------------
 
@@ -646,6 +655,16 @@ def _length_of(body: bytes | Body | None) -> int | None:
     if body is None:
         return None
     return body.length if isinstance(body, Body) else len(body)
+
+
+def _tunnel_target(target: str, origin: Origin) -> tuple[str, bytes]:
+    """Return target and Host of a CONNECT: the URL's host and port, even a default one (RFC 9110, 9.3.6)."""
+    if target != "/":
+        raise LocalProtocolError("CONNECT asks for a host and a port: leave path and query out of the URL")
+    authority = origin.authority.decode("ascii")
+    if not authority.endswith(f":{origin.port}"):
+        authority += f":{origin.port}"
+    return authority, authority.encode("ascii")
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -10,6 +10,11 @@ Theory of operation
                      ^                                  |
                      +------------- retried ------------+
 
+A body may have to wait for a 100 (Continue): `holding` says so until that comes, the server answers in another way, or
+`continue_wait` is over, which is no error. An upload ends early, `upload_stopped`, when the final response comes while
+the body is held back, or is an error while it is being sent (RFC 9112, 9.5): the server does not want it. Other early
+responses leave the upload running until they end: a server may answer as it reads.
+
 `deadline` is the earliest moment at which something is overdue, and moves with the phase: `timeouts.send` counts from
 the last progress of the request, `response` from its end, `read` from the last bytes of the body; `total` caps them
 all. A consumer that does not read stops the read clock: slowness of ours is not the peer's fault.
@@ -25,6 +30,7 @@ from tlsagent._body import Body
 from tlsagent.errors import (
     AgentClosed,
     ConnectionLost,
+    LocalProtocolError,
     Phase,
     ReadTimeout,
     RemoteProtocolError,
@@ -95,6 +101,11 @@ class Exchange:
         request_trailers: Trailers to send after the body.
         timeouts: A `Timeouts` in which nothing is `UNSET`.
         awaiting: What the caller waits for; guides `ready`.
+        continue_wait: Seconds that the body waits for a 100 (Continue), if it is to wait.
+        holding: Whether the body waits for it now.
+        upload_stopped: Whether the rest of the body is not to be sent.
+        nudged: Whether either of these has changed, and who sends the body has not looked yet; the driver's to clear.
+        switched: The `Connection` whose protocol the response has switched; opaque here.
         response: The response's head, once it is here.
         complete: Whether the response has ended.
         error: Why the exchange failed, if it did.
@@ -110,6 +121,7 @@ class Exchange:
         "clocked_at",
         "complete",
         "connection",
+        "continue_wait",
         "created_at",
         "deadline",
         "dial_timings",
@@ -118,10 +130,12 @@ class Exchange:
         "head",
         "head_at",
         "held",
+        "holding",
         "informational",
         "lease",
         "max_size",
         "now",
+        "nudged",
         "paused",
         "plan",
         "received",
@@ -132,11 +146,13 @@ class Exchange:
         "retry",
         "sent_at",
         "started_at",
+        "switched",
         "ticket",
         "timeouts",
         "total_at",
         "trace",
         "trailers",
+        "upload_stopped",
         "waker",
         "why_not_reused",
     )
@@ -153,6 +169,7 @@ class Exchange:
         retry: bool = True,
         max_size: int | None = None,
         trace: Callable[[Any], object] | None = None,
+        continue_wait: float | None = None,
     ) -> None:
         self.plan = plan
         self.head = head
@@ -162,6 +179,7 @@ class Exchange:
         self.retry = retry
         self.max_size = max_size
         self.trace = trace
+        self.continue_wait = continue_wait
         self.created_at = self.now = now
         self.total_at: float = now + timeouts.total if timeouts.total else math.inf
         self.attempts = 0
@@ -190,6 +208,10 @@ class Exchange:
         self.held = 0
         self.clocked_at = 0.0
         self.paused = False
+        self.holding = False
+        self.upload_stopped = False
+        self.nudged = False
+        self.switched: Any = None
         self.complete = False
         self.error: BaseException | None = None
 
@@ -222,7 +244,7 @@ class Exchange:
         """Hand the body received so far to its consumer; a paused connection may read on."""
         taken, self.chunks = self.chunks, []
         self.held = 0
-        if self.paused:
+        if self.paused and not self.complete:
             self.paused = False
             self._clock(now, self.timeouts.read)
         return taken
@@ -240,6 +262,18 @@ class Exchange:
         """Note that bytes of the request were handed on."""
         self.request_sent = True
         self._clock(now, self.timeouts.send)
+
+    def hold(self, now: float) -> None:
+        """Note that the head was handed on, and that the body waits for a 100 (Continue)."""
+        self.request_sent = True
+        self.holding = True
+        self._clock(now, self.continue_wait)
+
+    def let_go(self) -> None:
+        """Let the body follow; until it does only `total` runs."""
+        self.holding = False
+        self.nudged = True
+        self.deadline = self.total_at
 
     def stalled(self) -> None:
         """Note that the next piece of the body is not here yet, which is not the peer's fault: only `total` runs."""
@@ -265,11 +299,14 @@ class Exchange:
         self.ended_at = now
 
     def overdue(self, now: float) -> RequestError | None:
-        """Return the timeout that has passed, if one has."""
+        """Return the timeout that has passed, if one has; the wait for a 100 (Continue) is none, it just ends."""
         if now < self.deadline:
             return None
         if now >= self.total_at:
             return self.total_timeout()
+        if self.holding:
+            self.let_go()
+            return None
         error, text = _TIMEOUT_ERRORS[self.phase]
         return error(text.format(f"{getattr(self.timeouts, _TIMEOUT_FIELDS[self.phase]):g}"))
 
@@ -284,8 +321,10 @@ class Exchange:
     # --- What the HTTP engine tells: it is an HTTPSink ----------------------------------------------------------------
 
     def informational_received(self, head: ResponseHead) -> None:
-        """Keep a 1xx head; the clock for the response starts anew."""
+        """Keep a 1xx head; the clock for the response starts anew. A 100 lets the body go."""
         self.informational.append(head)
+        if self.holding and head.status == 100:
+            self.let_go()
         if self.sent_at is not None:
             self._clock(self.now, self.timeouts.response)
 
@@ -293,6 +332,10 @@ class Exchange:
         """Keep the head of the response."""
         self.response = head
         self.head_at = self.clocked_at = self.now
+        if self.sent_at is None and (self.holding or head.status >= 400):
+            self.holding = False
+            self.upload_stopped = self.nudged = True
+            self.sent_at = self.now  # what is not sent by now never will be: only the response is waited for
         if self.sent_at is not None:
             self._clock(self.now, self.timeouts.read)
 
@@ -319,6 +362,22 @@ class Exchange:
         if self.error is None:
             self.complete = True
             self.ended_at = self.now
+
+    def protocol_switched(self, head: ResponseHead) -> None:
+        """
+        Note that the response ends HTTP here: it has no body, and its connection is for the caller to take over.
+
+        Nothing is read until that has happened. No timeout of the request runs any more, `total` neither.
+        """
+        self.response = head
+        self.head_at = self.now
+        if self.awaiting is Awaiting.END:
+            self.fail(_not_to_be_buffered(head.status), self.now)
+            return
+        self.complete = self.upload_stopped = True
+        self.ended_at = self.now
+        self.paused = True
+        self.deadline = math.inf
 
     # --- Retry --------------------------------------------------------------------------------------------------------
 
@@ -371,6 +430,14 @@ def _too_large(limit: int) -> RemoteProtocolError:
     return RemoteProtocolError(
         f"the body is longer than max_response_size ({limit} bytes); raise the limit or use stream()",
         code="ERR_TLSAGENT_RESPONSE_TOO_LARGE",
+    )
+
+
+def _not_to_be_buffered(status: int) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"the server switched protocols ({status}), and request() returns no connection: use stream() or "
+        "open_stream(), and upgrade() of its response",
+        code="ERR_TLSAGENT_SWITCHED",
     )
 
 

@@ -153,7 +153,7 @@ def duration(name: str, value: object) -> float | None:
     return seconds
 
 
-def _margin(name: str, value: object) -> float:
+def margin(name: str, value: object) -> float:
     seconds = _number(name, value)
     if not (seconds >= 0 and math.isfinite(seconds)):
         raise OptionRangeError(f"{name} must be a finite number of seconds, at least 0, not {show(value)}")
@@ -536,7 +536,7 @@ AGENT_RULES: Final[Mapping[str, Rule]] = {
     "free_socket_timeout": duration,
     "max_lifetime": duration,
     "max_requests_per_socket": count,
-    "keep_alive_hint_margin": _margin,
+    "keep_alive_hint_margin": margin,
     "max_cached_sessions": _bounded,
     "session_store": _store,
     "retry": _boolean,

@@ -28,6 +28,7 @@ from tlsagent._option_rules import (
     Rule,
     count,
     duration,
+    margin,
     show,
     wrong_type,
 )
@@ -409,20 +410,25 @@ _NOTHING_SAID: Final = Timeouts()
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Http1Options:
     """
-    Limits on what an HTTP/1.1 peer may send. Not in the pool key.
+    Limits on what an HTTP/1.1 peer may send, and patience with it. Not in the pool key.
 
     Attributes:
         max_head_size: Bytes of a response head, trailers and chunk headers included. Default 65,536.
         max_informational: 1xx responses before the final one. Default 16.
+        expect_continue_wait: Seconds that the body of a request with `expect_continue=True` waits for a 100 (Continue)
+            or a final response, before it is sent without one: servers may ignore the expectation (RFC 9110, 10.1.1).
+            0 sends it at once. Default 1.
     """
 
     max_head_size: int = 65_536
     max_informational: int = 16
+    expect_continue_wait: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if count(f"http1.{field.name}", getattr(self, field.name)) is None:
-                raise wrong_type(f"http1.{field.name}", "a whole number", None)
+        for name in ("max_head_size", "max_informational"):
+            if count(f"http1.{name}", getattr(self, name)) is None:
+                raise wrong_type(f"http1.{name}", "a whole number", None)
+        _settle(self, "expect_continue_wait", margin("http1.expect_continue_wait", self.expect_continue_wait))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 from email.message import Message
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from tlsagent.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tlsagent._connection import ConnectionInfo
+    from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._exchange import Exchange, Timings
     from tlsagent._http.messages import Headers, ResponseHead
 
@@ -29,6 +31,17 @@ class ResponseFacts:
         head = self._exchange.response
         assert head is not None
         return head
+
+    @property
+    def _switched(self) -> Connection:
+        """The connection that is the caller's to take over; an error if there is none."""
+        connection = self._exchange.switched
+        if connection is None:
+            raise LocalProtocolError(
+                f"there is nothing to take over: the server answered {self.status} and did not switch protocols",
+                code="ERR_TLSAGENT_NOT_SWITCHED",
+            )
+        return cast("Connection", connection)
 
     @property
     def status(self) -> int:

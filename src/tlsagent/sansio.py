@@ -14,11 +14,14 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
 3. `AgentCore.start()` begins an exchange on its connection. One that has served before is looked at first:
    `Connection.check_idle()`, then what has arrived on its transport. One that is found `dead` goes back by
    `AgentCore.give_back()`, and the exchange acquires anew. A body that is a `Body` goes by `Connection.send_body()` and
-   `Connection.end_body()`.
+   `Connection.end_body()`, once `exchange.holding` is over (it waits for a 100) and until `exchange.upload_stopped`.
 4. What comes in is fed to `Connection.receive_data()`, `receive_eof()` or `receive_error()`; then `data_to_send()` is
    written, `AgentCore.keep_sessions()` called, and `AgentCore.settle()` once `connection.ended` or `connection.dead` is
    set, else `AgentCore.watch()`. While `connection.reading_paused`, nothing more is read.
+   If `exchange.nudged`, who sends the body looks again, and it is cleared.
 5. An exchange is over when it is `ready`. If it has an `error` and `may_retry`, `start_over()` and go back to 1.
+   `exchange.switched` is the connection if the response has switched protocols. Its lease stays out:
+   `Connection.take_over()` gives what comes, `write()` sends, `hang_up()` and `AgentCore.settle()` end it.
 6. One timer, at `AgentCore.next_deadline()`, calls `AgentCore.handle_timeout()`; the connections that it returns have
    news. Two deadlines are the driver's: `Dial.deadline`, then `Dial.overdue()`; and `Exchange.total_at` while it waits
    on a ticket, then `Exchange.total_timeout()` and `AgentCore.cancel()`. A caller may give up at any moment:

@@ -9,7 +9,7 @@ from math import inf
 
 import pytest
 
-from tlsagent import Timeouts
+from tlsagent import Http1Options, Timeouts
 from tlsagent.errors import (
     AgentClosed,
     ConnectError,
@@ -957,3 +957,146 @@ def test_expired_session_is_not_offered():
 
     assert warm(sim).response.connection.session_reused is False
     assert sim.stats().sessions_taken == 0
+
+
+# -- Bodies that wait, uploads that stop
+
+
+def expecting(sim, **arguments):
+    return sim.request("POST", URL, expect_continue=True, **{"content": b"abc", **arguments})
+
+
+def heads_only(request, peer):
+    """Leave the answer to the test."""
+
+
+@pytest.mark.parametrize("wait", [0.5, 1.0, 7.0])
+def test_server_that_ignores_the_expectation(wait):
+    """After the wait, not before, the body is sent all the same."""
+    sim = Simulation(server=SimulatedServer(), http1=Http1Options(expect_continue_wait=wait))
+    handle = expecting(sim)
+    sim.run_until_idle()
+    [peer] = sim.peers
+    sim.advance(wait * 0.99)
+    assert (handle.done, peer.outstanding.body) == (False, b"")
+
+    sim.advance(wait * 0.02)
+    sim.run_until_idle()
+
+    assert handle.response.content == b"POST /\nabc"
+    assert finish(sim, sim.request("GET", URL)).response.reused
+
+
+@pytest.mark.parametrize("content", [b"abc", b"x" * 300_000, [b"a", b"b"]])
+def test_body_follows_the_100(content):
+    """The body goes as soon as the server wants it, whatever its form, and trailers behind it."""
+    sim = Simulation(server=SimulatedServer(heads_only, early=True), http1=Http1Options(expect_continue_wait=50))
+    handle = expecting(sim, content=content, trailers={"x-sum": "1"})
+    sim.run_until_idle()
+    [peer] = sim.peers
+    assert peer.outstanding.body == b""
+
+    peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    sim.run_until_idle()
+    assert peer.outstanding.body == (content if isinstance(content, bytes) else b"".join(content))
+    assert peer.outstanding.trailers == (("x-sum", "1"),)
+    peer.respond(Reply(body=b"thanks"))
+    sim.run_until_idle()
+
+    assert handle.response.content == b"thanks"
+    assert [head.status for head in handle.response.informational] == [100]
+    assert (sim.stats().idle, sim.stats().closed) == (1, {})
+
+
+@pytest.mark.parametrize("status", [200, 401, 417])
+def test_final_response_in_place_of_the_100(status):
+    """The caller gets it at once, the body is never sent, the next request has a new connection."""
+    server = SimulatedServer(lambda request, peer: Reply(status=status, body=b"no"), early=True)
+    sim = Simulation(server=server, max_sockets=1)
+
+    handle = finish(sim, expecting(sim, content=iter([b"abc"])))
+
+    assert (handle.response.status, handle.response.content) == (status, b"no")
+    assert sim.now < 1
+    assert sim.peers[0].requests[0].body == b""
+    assert sim.stats().closed == {"early_response": 1}
+    assert not finish(sim, sim.request("GET", URL)).response.reused
+
+
+def test_wait_for_the_100_is_inside_total():
+    """`total` ends a request whose body still waits."""
+    sim = Simulation(server=SimulatedServer(heads_only, early=True), http1=Http1Options(expect_continue_wait=9))
+    handle = expecting(sim, timeouts=2)
+
+    sim.advance(2.1)
+
+    assert isinstance(handle.error, TotalTimeout)
+    assert sim.stats().active == 0
+
+
+def test_reused_connection_that_dies_while_the_body_waits():
+    """A request that may be repeated is, and waits anew."""
+    server = SimulatedServer(lambda r, p: Reply(body=r.body) if len(p.requests) < 2 else p.drop(), early=False)
+    sim = Simulation(server=server)
+    warm(sim)
+    sim.peers[0].server = SimulatedServer(lambda r, p: p.drop(), early=True)
+
+    handle = sim.request("PUT", URL, content=b"abc", expect_continue=True)
+    sim.advance(5)
+
+    assert (handle.response.attempts, handle.response.content) == (2, b"abc")
+    assert sim.peers[1].requests[0].header("expect") == "100-continue"
+
+
+def test_error_stops_an_upload_that_never_ends():
+    """From the head of an error on nothing is asked of the body any more, and its generator is closed."""
+    ended = []
+
+    def content():
+        try:
+            while True:
+                yield b"x" * 10_000
+        finally:
+            ended.append(True)
+
+    server = SimulatedServer(
+        lambda request, peer: peer.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n"), early=True
+    )
+    sim = Simulation(server=server)
+    handle = sim.request("POST", URL, content=content(), stream=True)
+    sim.run_until_idle()
+
+    assert handle.response.status == 413
+    assert ended == [True]
+    sim.peers[0].send(b"no")
+    sim.run_until_idle()
+    assert handle.response.read() == b"no"
+    assert sim.stats().closed == {"early_response": 1}
+
+
+# -- Other protocols
+
+
+def test_switched_connection_keeps_its_place():
+    """A connection that was handed over counts until it is hung up, and then serves nobody else."""
+
+    def app(request, peer):
+        if not request.header("upgrade"):
+            return Reply()
+        return peer.send(b"HTTP/1.1 101 Switching\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")
+
+    sim = Simulation(server=SimulatedServer(app), max_sockets=1, timeouts=Timeouts(total=3, queue=None))
+    upgrade = {"Upgrade": "echo", "Connection": "upgrade"}
+    handle = finish(sim, sim.request("GET", URL, headers=upgrade, stream=True))
+    connection = handle.exchange.switched
+    connection.take_over()
+    waiting = sim.request("GET", URL, timeouts=Timeouts(total=None))
+
+    sim.advance(100)
+    assert (sim.stats().active, sim.stats().waiting, connection.dead) == (1, 1, None)
+    connection.hang_up("close")
+    sim._settle(connection, None)
+    sim.run_until_idle()
+
+    assert (waiting.response.status, waiting.response.reused) == (200, False)
+    assert (sim.stats().opened, sim.stats().closed) == (2, {"close": 1})

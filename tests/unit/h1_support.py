@@ -18,6 +18,7 @@ class Recorder:
         self.heads: list[ResponseHead] = []
         self.pieces: list[bytes] = []
         self.ends: list[Headers | None] = []
+        self.switches: list[ResponseHead] = []
 
     def informational_received(self, head: ResponseHead) -> None:
         assert not self.heads
@@ -38,6 +39,10 @@ class Recorder:
         assert self.heads
         assert not self.ends
         self.ends.append(trailers)
+
+    def protocol_switched(self, head: ResponseHead) -> None:
+        assert not self.heads
+        self.switches.append(head)
 
     @property
     def body(self) -> bytes:

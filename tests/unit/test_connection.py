@@ -5,11 +5,12 @@ One connection, sans I/O: a `Connection` and a peer with nothing between them.
 from __future__ import annotations
 
 import errno
+import math
 import time
 
 import pytest
 
-from tlsagent import AgentOptions, Timeouts
+from tlsagent import AgentOptions, Http1Options, Timeouts
 from tlsagent._body import PIECE
 from tlsagent._connection import MAX_SESSIONS
 from tlsagent._core import AgentCore
@@ -593,3 +594,228 @@ def test_silent_raw_connection():
     pair.connection.handle_timeout(5.0)
 
     assert isinstance(pair.connection.error, InactivityTimeout)
+
+
+# -- Bodies that wait for a 100 (Continue)
+
+
+def test_head_goes_first_where_the_body_waits():
+    """With the expectation only the head goes out; the driver sends the body once it is let go."""
+    pair = Pair()
+    exchange = pair.start("POST", b"abc", expect_continue=True)
+    assert (pair.peer.outstanding.header("expect"), pair.peer.outstanding.complete) == ("100-continue", False)
+    assert (exchange.holding, pair.connection.next_deadline()) == (True, 1.0)
+
+    pair.answer(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    assert not exchange.holding
+    assert pair.connection.send_body(exchange, b"abc", 0.5)
+    pair.connection.end_body(exchange, 0.5)
+    pair.turn()
+    assert (pair.peer.outstanding.body, pair.peer.outstanding.complete) == (b"abc", True)
+
+
+def test_body_that_need_not_wait():
+    """With a wait of 0 the driver may send at once."""
+    pair = Pair(http1=Http1Options(expect_continue_wait=0))
+
+    exchange = pair.start("POST", b"abc", expect_continue=True)
+
+    assert pair.peer.outstanding.header("expect") == "100-continue"
+    assert not exchange.holding
+    assert pair.connection.send_body(exchange, b"abc", 0.0)
+
+
+def test_end_of_the_wait_is_news_for_who_sends():
+    """The wait ends by the connection's timer, without an error; inactivity counts on."""
+    pair = Pair(timeout=5)
+    exchange = pair.start("POST", b"abc", expect_continue=True)
+
+    pair.connection.handle_timeout(1.0)
+
+    assert (exchange.holding, exchange.nudged, exchange.error) == (False, True, None)
+    assert pair.connection.next_deadline() == 5.0
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"417 Expectation Failed"])
+def test_final_response_in_place_of_a_100(status):
+    """It is the response; nothing of the body is sent, and the connection, to which one was promised, goes."""
+    pair = Pair()
+    exchange = pair.start("POST", b"abc", expect_continue=True)
+
+    pair.answer(b"HTTP/1.1 %b\r\nContent-Length: 2\r\n\r\nno" % status)
+
+    assert (pair.ended(), exchange.complete, exchange.chunks) == (exchange, True, [b"no"])
+    assert pair.connection.dead == "early_response"
+    assert not pair.connection.send_body(exchange, b"abc", 1.0)
+    assert pair.peer.received == len(exchange.head.rendered)
+
+
+def test_error_stops_the_upload_before_it_is_complete():
+    """From the head of an error on no more of the body is taken; its own body is still read."""
+    pair = Pair()
+    exchange = pair.start("POST", iter(()))
+    assert pair.connection.send_body(exchange, b"one", 0.0)
+    pair.turn()
+
+    pair.answer(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nb")
+
+    assert not pair.connection.send_body(exchange, b"two", 0.0)
+    pair.connection.end_body(exchange, 0.0)
+    pair.turn()
+    assert (pair.peer.outstanding.body, pair.peer.outstanding.complete) == (b"one", False)
+    pair.answer(b"ig")
+    assert (exchange.complete, pair.connection.dead) == (True, "early_response")
+
+
+def test_response_between_the_last_byte_and_the_end_of_the_body():
+    """A body of known length is complete with its last byte: an answer that comes then leaves the connection usable."""
+    pair = Pair()
+    exchange = pair.start("POST", b"x" * (PIECE + 1))
+    for piece in exchange.body.pieces():
+        assert pair.connection.send_body(exchange, piece, 0.0)
+    pair.turn()
+    assert pair.peer.outstanding.complete
+
+    pair.answer(OK)
+
+    assert (exchange.complete, pair.connection.dead) == (True, None)
+    pair.connection.end_body(exchange, 0.0)
+    pair.ended()
+    pair.start()
+    assert pair.connection.requests == 2
+
+
+# -- Other protocols
+
+
+UPGRADE = {"headers": {"Upgrade": "echo", "Connection": "upgrade"}}
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n"
+
+
+def switched(answer=SWITCH, *, method="GET", **options):
+    """A connection whose protocol has just been switched."""
+    pair = Pair(**options)
+    exchange = pair.exchange(method, **({} if method == "CONNECT" else UPGRADE))
+    exchange.awaiting = Awaiting.HEAD
+    pair.connection.start(exchange, 0.0)
+    pair.turn()
+    pair.peer.send(answer)
+    pair.turn()
+    return pair, exchange
+
+
+@pytest.mark.parametrize(("method", "answer"), [("GET", SWITCH), ("CONNECT", b"HTTP/1.1 200 Fine\r\n\r\n")])
+def test_switch_leaves_the_connection_to_who_asked(method, answer):
+    """After a switch the bytes are another protocol's, those that came with the head too; the exchange stays."""
+    pair, exchange = switched(answer + b"first", method=method)
+    connection = pair.connection
+    assert (exchange.complete, exchange.switched, connection.exchange) == (True, connection, exchange)
+    assert connection.reading_paused
+
+    stream = connection.take_over()
+    pair.answer(b"second")
+
+    assert not connection.reading_paused
+    assert [stream.take(100, connection) for _ in range(3)] == [b"first", b"second", None]
+    assert (connection.ended, connection.dead) == (None, None)
+    before = pair.peer.received
+    connection.write(b"hello", 1.0)
+    pair.turn()
+    assert pair.peer.received == before + 5
+
+
+def test_switched_connection_is_hung_up():
+    """Its end in good order lets the exchange go, once."""
+    pair, exchange = switched()
+    pair.connection.take_over()
+
+    for _ in range(2):
+        pair.connection.hang_up("close")
+        pair.turn()
+
+    assert (pair.ended(), pair.ended()) == (exchange, None)
+    assert (pair.connection.dead, exchange.error) == ("close", None)
+    assert pair.peer.client_ended == "close_notify"
+
+
+@pytest.mark.parametrize("ending", ["close", "drop"])
+@pytest.mark.parametrize("taken", [True, False])
+def test_switched_connection_that_the_peer_ends(ending, taken):
+    """What came before the end can be had, then the end; the exchange is let go at once, taken over or not."""
+    pair, exchange = switched()
+    if taken:
+        pair.connection.take_over()
+    pair.peer.send(b"bye")
+    getattr(pair.peer, ending)()
+    pair.turn()
+    if ending == "drop":
+        pair.connection.receive_eof(1.0)
+
+    stream = pair.connection.take_over()
+    assert stream.take(100, pair.connection) == b"bye"
+    if ending == "close":
+        assert stream.take(100, pair.connection) == b""
+    else:
+        with pytest.raises(ConnectionLost):
+            stream.take(100, pair.connection)
+    assert pair.ended() is exchange
+    assert pair.connection.dead is not None
+    pair.connection.hang_up("close")
+    assert pair.ended() is None
+
+
+def test_switched_connection_that_is_silent():
+    """Inactivity is the one timeout that is left, and an error for who reads."""
+    pair, exchange = switched(timeout=5, timeouts=Timeouts(read=1, response=1, total=2))
+    stream = pair.connection.take_over()
+    pair.connection.write(b"x", 3.0)
+    assert pair.connection.next_deadline() == 8.0
+    pair.connection.handle_timeout(7.9)
+    assert pair.connection.dead is None
+
+    pair.connection.handle_timeout(8.0)
+
+    with pytest.raises(InactivityTimeout):
+        stream.take(1, pair.connection)
+    assert (pair.ended(), pair.connection.dead, exchange.error) == (exchange, "timeout", None)
+
+
+def test_switch_between_the_last_byte_and_the_end_of_the_body():
+    """A body of known length is complete with its last byte: a switch may come then, and no clock starts afterwards."""
+    pair = Pair()
+    exchange = pair.exchange("POST", b"x" * (PIECE + 1), **UPGRADE)
+    exchange.awaiting = Awaiting.HEAD
+    pair.connection.start(exchange, 0.0)
+    for piece in exchange.body.pieces():
+        assert pair.connection.send_body(exchange, piece, 0.0)
+    pair.turn()
+    pair.answer(SWITCH)
+    assert exchange.switched is pair.connection
+
+    assert not pair.connection.send_body(exchange, b"", 1.0)
+    pair.connection.end_body(exchange, 1.0)
+
+    assert pair.connection.next_deadline() == math.inf
+
+
+def test_switched_connection_that_is_dropped():
+    """One that nobody takes over goes with its response."""
+    pair, exchange = switched()
+
+    pair.connection.drop(exchange, 1.0, "dropped")
+
+    assert (pair.ended(), pair.connection.dead, exchange.error) == (exchange, "dropped", None)
+
+
+def test_switch_that_cannot_be_handed_over():
+    """Where a whole response is waited for, a switch is an error, and the connection goes."""
+    pair = Pair()
+    exchange = pair.start(**UPGRADE)
+
+    pair.answer(SWITCH)
+
+    assert pair.ended() is exchange
+    assert isinstance(exchange.error, LocalProtocolError)
+    assert pair.connection.dead == "error"
+    assert pair.connection.stream is None

@@ -11,7 +11,7 @@ from math import inf
 
 import pytest
 
-from tlsagent import UNSET, AgentOptions, ConnectionOptions, Timeouts
+from tlsagent import UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts
 from tlsagent._core import AgentCore
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
@@ -131,6 +131,54 @@ def test_trailers_make_the_body_chunked():
         assert exchange(agent, "POST", content=content, trailers={"x-a": "1"}).head.chunked
     with pytest.raises(LocalProtocolError, match="Content-Length"):
         exchange(agent, "POST", content=b"abc", trailers={"x-a": "1"}, headers={"Content-Length": "3"})
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("https://a.test", b"a.test:443"),
+        ("https://A.test:443/", b"a.test:443"),
+        ("https://a.test:8443/", b"a.test:8443"),
+        ("https://[2001:DB8::443]", b"[2001:db8::443]:443"),
+        ("https://127.0.0.1:80", b"127.0.0.1:80"),
+    ],
+)
+def test_connect_asks_for_the_host_and_port_of_the_url(url, target):
+    """CONNECT has its target in the form of an authority, and always with a port (RFC 9110, 9.3.6)."""
+    head = exchange(core(), "connect", url).head
+
+    assert (head.method, head.target) == (b"CONNECT", target)
+    assert head.headers == [(b"Host", target)]
+
+
+@pytest.mark.parametrize("url", ["https://a.test/x", "https://a.test/?q", "https://a.test?q"])
+def test_connect_has_no_path(url):
+    """What a tunnel cannot be asked for is refused, not dropped."""
+    with pytest.raises(LocalProtocolError, match="leave path and query out"):
+        exchange(core(), "CONNECT", url)
+
+
+@pytest.mark.parametrize("arguments", [{"expect_continue": True}, {"headers": {"Expect": "100-continue"}}])
+def test_body_that_waits_is_sent_apart(arguments):
+    """With the expectation even a short body is the driver's to send; without it stays with the head."""
+    agent = core(http1=Http1Options(expect_continue_wait=3))
+
+    subject = exchange(agent, "POST", content=b"abc", **arguments)
+
+    assert (subject.body.length, subject.body.replayable) == (3, True)
+    assert subject.head.content_length == 3
+    assert subject.continue_wait == 3
+    plain = exchange(agent, "POST", content=b"abc")
+    assert (plain.body, plain.continue_wait) == (b"abc", None)
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_expectation_needs_content(content):
+    """`expect_continue` without content is refused before any I/O, also where the same request without it is known."""
+    agent = core()
+    exchange(agent)
+    with pytest.raises(LocalProtocolError, match="must not expect 100"):
+        exchange(agent, content=content, expect_continue=True)
 
 
 @pytest.mark.parametrize(

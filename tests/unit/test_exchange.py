@@ -15,6 +15,7 @@ from tlsagent.errors import (
     AgentClosed,
     ConnectionLost,
     HandshakeError,
+    LocalProtocolError,
     ReadTimeout,
     RemoteProtocolError,
     ResponseTimeout,
@@ -30,7 +31,7 @@ HEAD = ResponseHead(200, "OK", "HTTP/1.1", Headers([]))
 INFO = object()  # a ConnectionInfo, opaque here
 
 
-def exchange(method="GET", now=0.0, *, content=None, timeouts=None, retry=UNSET, **options):
+def exchange(method="GET", now=0.0, *, content=None, timeouts=None, retry=UNSET, expect_continue=False, **options):
     core = AgentCore(AgentOptions(**{**OPTIONS, **options}))
     return core.exchange(
         method,
@@ -43,6 +44,7 @@ def exchange(method="GET", now=0.0, *, content=None, timeouts=None, retry=UNSET,
         trailers=None,
         retry=retry,
         trace=None,
+        expect_continue=expect_continue,
     )
 
 
@@ -231,6 +233,130 @@ def test_body_beyond_max_response_size():
     streamed.awaiting = Awaiting.BODY
     streamed.body_received(b"x" * 11)
     assert streamed.error is None
+
+
+# -- Bodies that wait, and uploads that end early
+
+
+def head(status):
+    return ResponseHead(status, "", "HTTP/1.1", Headers([]))
+
+
+def held(now=0.0, **kwargs):
+    subject = begun("POST", now=now, content=b"abc", expect_continue=True, **kwargs)
+    subject.hold(now)
+    subject.now = now
+    return subject
+
+
+def test_body_waits_for_a_second():
+    """The wait for a 100 ends by itself, which is no timeout; `total` stays one, and may come first."""
+    subject = held()
+    assert (subject.holding, subject.deadline, subject.request_sent) == (True, 1.0, True)
+    assert subject.overdue(0.9) is None
+    assert subject.holding
+    assert subject.overdue(1.0) is None
+    assert (subject.holding, subject.nudged, subject.deadline) == (False, True, inf)
+
+    short = held(timeouts=0.5)
+    assert isinstance(short.overdue(0.5), TotalTimeout)
+
+
+def test_only_a_100_lets_the_body_go():
+    """Other informational responses leave it waiting, and do not prolong the wait."""
+    subject = held()
+    subject.now = 0.5
+    for status in (102, 103):
+        subject.informational_received(head(status))
+    assert (subject.holding, subject.nudged, subject.deadline) == (True, False, 1.0)
+
+    subject.informational_received(head(100))
+
+    assert (subject.holding, subject.nudged, subject.deadline) == (False, True, inf)
+    assert [h.status for h in subject.informational] == [102, 103, 100]
+
+
+@pytest.mark.parametrize("status", [200, 304, 417, 500])
+def test_final_response_while_the_body_waits(status):
+    """Whatever it says, the body is not sent, and the clock is that of the response."""
+    subject = held()
+    subject.now = 0.5
+
+    subject.response_received(head(status))
+
+    assert (subject.holding, subject.upload_stopped, subject.nudged) == (False, True, True)
+    assert (subject.phase, subject.deadline) == ("receive", 11.5)
+
+
+@pytest.mark.parametrize(("status", "stops"), [(200, False), (302, False), (400, True), (413, True), (503, True)])
+def test_error_stops_the_upload(status, stops):
+    """RFC 9112, 9.5: a server that answers an upload with an error does not want the rest; others read on."""
+    subject = _progressed(begun("POST", content=iter([b"x"])))
+    subject.now = 1.0
+
+    subject.response_received(head(status))
+
+    assert (subject.upload_stopped, subject.nudged) == (stops, stops)
+    assert (subject.phase, subject.deadline) == (("receive", 12.0) if stops else ("send", 5.0))
+
+
+def test_error_after_the_request_stops_nothing():
+    """There is nothing to stop any more."""
+    subject = waiting("POST", content=b"abc")
+    subject.response_received(head(500))
+    assert (subject.upload_stopped, subject.nudged) == (False, False)
+
+
+def test_consumer_that_is_behind_pauses_once_the_upload_has_stopped():
+    """What is never going to be sent keeps nobody from holding the peer back."""
+    subject = _progressed(begun("POST", content=iter([b"x"])))
+    subject.awaiting = Awaiting.HEAD
+    subject.response_received(head(413))
+
+    subject.body_received(b"x" * (HIGH_WATER + 1))
+
+    assert subject.paused
+
+
+def test_retry_waits_anew():
+    """A second attempt starts with nothing held, stopped or switched."""
+    subject = held()
+    subject.response_received(head(417))
+
+    subject.start_over()
+
+    assert (subject.holding, subject.upload_stopped, subject.nudged, subject.switched) == (False, False, False, None)
+
+
+# -- Responses that end HTTP
+
+
+def test_switch_is_what_a_stream_waits_for():
+    """It is complete, without a body, and no timeout of the request runs any more; nothing is read for the moment."""
+    subject = waiting(timeouts=3)
+    subject.awaiting = Awaiting.HEAD
+    subject.now = 1.0
+
+    subject.protocol_switched(head(101))
+
+    assert (subject.ready, subject.complete, subject.error) == (True, True, None)
+    assert (subject.paused, subject.deadline) == (True, inf)
+    assert subject.overdue(100.0) is None
+    assert subject.take_chunks(2.0) == []
+    assert (subject.paused, subject.deadline) == (True, inf)
+    assert (subject.timings().wait, subject.timings().total) == (1.0, 1.0)
+
+
+def test_switch_where_a_whole_response_was_wanted():
+    """A buffered response cannot be a connection: the error says how to get one."""
+    subject = waiting()
+
+    subject.protocol_switched(head(101))
+
+    assert isinstance(subject.error, LocalProtocolError)
+    assert subject.error.code == "ERR_TLSAGENT_SWITCHED"
+    assert "upgrade()" in str(subject.error)
+    assert not subject.complete
 
 
 # -- The end

@@ -302,11 +302,11 @@ def test_requests_are_written_and_checked(new_engine):
     engine = new_engine()
 
     sent = engine.start(request_head("POST", "/", b"a.test", None, body_length=2, has_body=True, keep_alive=True))
-    sent += engine.send_data(b"ab")
+    sent += engine.send_data(b"a")
 
-    assert sent == b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\nab"
+    assert sent == b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 2\r\n\r\na"
     with pytest.raises(LocalProtocolError):
-        engine.send_data(b"c")
+        engine.send_data(b"bc")
     assert not engine.request_complete
 
 
@@ -417,8 +417,119 @@ def test_informational_heads_are_limited(engine_after, cut):
 
 def test_switch_nobody_asked_for_is_refused(engine_after, cut):
     """A 101 without a request for it ends the connection."""
+    engine = engine_after()
     with pytest.raises(RemoteProtocolError, match="nobody asked for"):
-        receive(engine_after(), cut(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"))
+        receive(engine, cut(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"))
+    assert engine.switched is None
+
+
+# -- Other protocols
+
+
+@pytest.fixture
+def proposing(new_engine):
+    """Make an engine that has sent the head of a request for another protocol."""
+
+    def proposing(protocols: str = "websocket", method: str = "GET", **body: bool) -> HTTP1Engine:
+        engine = new_engine()
+        headers = {"Upgrade": protocols, "Connection": "upgrade"}
+        framing = {"body_length": None, "has_body": False, **body}
+        engine.start(request_head(method, "/", b"a.test", headers, keep_alive=True, **framing))
+        return engine
+
+    return proposing
+
+
+def switching(protocol="websocket"):
+    return b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: %b\r\nConnection: Upgrade\r\n\r\n" % protocol.encode()
+
+
+@pytest.mark.parametrize("rest", [b"", b"x", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_switch_that_was_asked_for(proposing, cut, rest):
+    """A 101 to a proposal ends HTTP; what follows its head is kept whole, whatever it looks like."""
+    engine = proposing()
+    engine.end_request()
+
+    sink = receive(engine, cut(b"HTTP/1.1 103 Early Hints\r\n\r\n" + switching() + rest))
+
+    assert [head.status for head in sink.informational] == [103]
+    assert [(head.status, head.headers["upgrade"]) for head in sink.switches] == [(101, "websocket")]
+    assert engine.switched == rest
+    assert not sink.heads
+    assert not engine.reusable()
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [("a/1, b", "B/2"), ("a, b", "b, a"), ("WebSocket", "websocket"), ("h2c", "H2C")]
+)
+def test_switch_to_what_was_offered(proposing, offered, chosen):
+    """Names are compared without regard to case and version; several may be chosen, one upon the other."""
+    engine = proposing(offered)
+    engine.end_request()
+
+    assert receive(engine, [switching(chosen)]).switches
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (switching("h2c"), 'switched protocols .101. to "h2c", which nobody asked for'),
+        (switching("websocket, h2c"), "nobody asked for"),
+        (switching(""), "without saying to which|malformed"),
+        (b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\n\r\n", "without saying to which|malformed"),
+    ],
+)
+def test_switch_to_what_was_not_offered(proposing, answer, text):
+    """RFC 9110, 7.8: a server must not switch to a protocol that the request did not name."""
+    engine = proposing()
+    engine.end_request()
+
+    with pytest.raises(RemoteProtocolError, match=text):
+        receive(engine, [answer])
+    assert engine.switched is None
+
+
+def test_switch_before_the_end_of_the_request(proposing):
+    """Before it has the whole request, a server can switch nothing."""
+    engine = proposing(method="POST", has_body=True)
+    engine.send_data(b"abc")
+
+    with pytest.raises(RemoteProtocolError, match="before it had the whole request"):
+        receive(engine, [switching()])
+
+
+def test_proposal_that_is_declined(proposing, cut):
+    """Any other answer is an ordinary response, and the connection stays."""
+    engine = proposing()
+    engine.end_request()
+
+    sink = receive(engine, cut(HELLO))
+
+    assert (sink.body, sink.switches) == (b"hello", [])
+    assert engine.reusable()
+
+
+@pytest.mark.parametrize("framing", [b"", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("status", [b"200", b"204", b"299"])
+def test_tunnel_that_is_opened(engine_after, cut, framing, status):
+    """A 2xx to CONNECT ends HTTP whatever its framing fields say (RFC 9110, 9.3.6)."""
+    engine = engine_after("CONNECT")
+
+    sink = receive(engine, cut(b"HTTP/1.1 %b Fine\r\n%b\r\nhello" % (status, framing)))
+
+    assert [head.status for head in sink.switches] == [int(status)]
+    assert engine.switched == b"hello"
+    assert not engine.reusable()
+
+
+def test_tunnel_that_is_refused(engine_after, cut):
+    """Any other answer to CONNECT is a response with a body."""
+    engine = engine_after("CONNECT")
+
+    sink = receive(engine, cut(b"HTTP/1.1 407 No\r\nContent-Length: 5\r\n\r\nhello"))
+
+    assert (sink.body, sink.switches) == (b"hello", [])
+    assert engine.reusable()
 
 
 # -- The end of the connection

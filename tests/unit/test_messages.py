@@ -11,7 +11,7 @@ from tlsagent.errors import LocalProtocolError
 
 
 def head_of(
-    method="GET", target="/", headers=None, *, body_length=None, has_body=False, keep_alive=True
+    method="GET", target="/", headers=None, *, body_length=None, has_body=False, keep_alive=True, **asked
 ) -> RequestHead:
     return request_head(
         method,
@@ -21,6 +21,7 @@ def head_of(
         body_length=body_length,
         has_body=has_body or body_length is not None,
         keep_alive=keep_alive,
+        **asked,
     )
 
 
@@ -196,6 +197,55 @@ def test_target_may_be_bytes():
     assert head_of(target=b"/%C3%A4").target == b"/%C3%A4"
 
 
+@pytest.mark.parametrize("body", [{"body_length": 3}, {"has_body": True}])
+def test_expectation_is_added_once(body):
+    """`expect_continue` adds the Expect field; the caller's own says the same and stays alone."""
+    added = head_of("POST", expect_continue=True, **body)
+    own = head_of("POST", headers={"EXPECT": "100-Continue"}, **body)
+    both = head_of("POST", headers={"EXPECT": "100-Continue"}, expect_continue=True, **body)
+
+    assert added.headers[-1] == (b"Expect", b"100-continue")
+    assert own.headers == both.headers
+    assert [name for name, _ in own.headers if name.lower() == b"expect"] == [b"EXPECT"]
+    assert added.expects_continue
+    assert own.expects_continue
+    assert not head_of("POST", **body).expects_continue
+    assert not head_of("POST", headers={"Expect": "something-else"}, **body).expects_continue
+
+
+@pytest.mark.parametrize(
+    ("headers", "proposed"),
+    [
+        ({"Upgrade": "websocket", "Connection": "Upgrade"}, {b"websocket"}),
+        (
+            [("upgrade", "A/1, b"), ("Upgrade", "c/2.0"), ("connection", "x"), ("connection", "y, upgrade")],
+            {b"a", b"b", b"c"},
+        ),
+        ({"Upgrade": "websocket"}, set()),
+        ({"Connection": "upgrade"}, set()),
+        ({"Upgrade": "", "Connection": "upgrade"}, set()),
+        ({}, set()),
+    ],
+)
+def test_proposal_to_switch_protocols(headers, proposed):
+    """Upgrade proposes only with the connection option (RFC 9110, 7.8); all goes out as given."""
+    head = head_of(headers=headers)
+
+    assert head.upgrade == proposed
+    given = list(headers.items() if isinstance(headers, dict) else headers)
+    assert head.headers == [(b"Host", b"a.test"), *((k.encode(), v.encode()) for k, v in given)]
+
+
+def test_connection_that_is_to_be_handed_over_is_not_announced_to_close():
+    """Where connections are used once, those meant for another protocol are the exception: the caller closes them."""
+    switching = {"Upgrade": "x", "Connection": "upgrade"}
+
+    assert (b"Connection", b"close") in head_of(keep_alive=False).headers
+    for head in (head_of(keep_alive=False, headers=switching), head_of("CONNECT", "a.test:443", keep_alive=False)):
+        assert (b"Connection", b"close") not in head.headers
+        assert not head.keep_alive
+
+
 # -- What is refused
 
 
@@ -207,10 +257,31 @@ def test_method_that_is_no_token_is_refused(method):
     assert caught.value.code == "ERR_INVALID_HTTP_TOKEN"
 
 
-def test_connect_is_refused():
-    """A tunnel is not a response."""
-    with pytest.raises(LocalProtocolError, match="CONNECT"):
-        head_of("CONNECT", "a.test:443")
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"body_length": 3},
+        {"has_body": True},
+        {"headers": {"Content-Length": "0"}},
+        {"headers": {"Transfer-Encoding": "chunked"}},
+    ],
+)
+def test_connect_has_no_content(content):
+    """RFC 9110, 9.3.6: what follows the head of a CONNECT belongs to the tunnel."""
+    assert head_of("CONNECT", "a.test:443").headers == [(b"Host", b"a.test")]
+    with pytest.raises(LocalProtocolError, match="CONNECT has no content"):
+        head_of("CONNECT", "a.test:443", **content)
+
+
+@pytest.mark.parametrize("body", [{}, {"body_length": 0}, {"headers": {"Content-Length": "0"}}])
+@pytest.mark.parametrize("how", ["argument", "header"])
+def test_expectation_without_content_is_refused(body, how):
+    """RFC 9110, 10.1.1: a 100 must not be expected by a request without content."""
+    body = dict(body)
+    if how == "header":
+        body["headers"] = {**body.get("headers", {}), "Expect": "100-continue"}
+    with pytest.raises(LocalProtocolError, match="must not expect 100"):
+        head_of("POST", expect_continue=how == "argument", **body)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +376,12 @@ def test_errors_about_names_are_bounded():
 
 
 @pytest.mark.parametrize(
-    "name", ["Content-Length", "transfer-encoding", "Host", "Connection", "Trailer", "Authorization"]
-)
+    "name",
+    [
+        "Content-Length", "transfer-encoding", "Host", "Connection", "Trailer", "Authorization", "TE", "Expect",
+        "Upgrade", "If-Match", "if-none-match", "If-Range", "Range", "Pragma", "Cookie", "Content-Encoding",
+    ],
+)  # fmt: skip
 def test_trailer_that_steers_the_message_is_refused(name):
     """RFC 9110, 6.5.1: framing, routing and credentials must not come late."""
     with pytest.raises(LocalProtocolError, match="trailers") as caught:
@@ -324,9 +399,23 @@ def test_body_of_known_length_goes_out_as_it_is():
     piece = memoryview(b"abc")
 
     assert writer.send_data(piece) is piece
-    assert not writer.complete
     assert writer.end() == b""
     assert writer.complete
+
+
+def test_body_of_known_length_is_complete_with_its_last_byte():
+    """The response may come before anybody has said that the body is over; more than announced is still refused."""
+    writer = RequestWriter()
+    writer.start(head_of("POST", body_length=3))
+
+    writer.send_data(b"ab")
+    assert not writer.complete
+    writer.send_data(b"c")
+    assert writer.complete
+    with pytest.raises(LocalProtocolError, match="longer"):
+        writer.send_data(b"d")
+    assert writer.end() == b""
+    assert writer.start(head_of()).startswith(b"GET")
 
 
 def test_body_of_unknown_length_goes_out_in_chunks():

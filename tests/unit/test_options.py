@@ -178,6 +178,22 @@ def test_bad_http1_limits_are_refused(field, value):
         Http1Options(**{field: value})
 
 
+@pytest.mark.parametrize("value", [-1, float("inf"), None, "1", True])
+def test_bad_wait_for_100_is_refused(value):
+    """
+    The wait for a 100 (Continue) is a finite number of seconds: nobody must wait for ever (RFC 9110, 10.1.1).
+    """
+    with pytest.raises(OptionError, match=r"http1\.expect_continue_wait"):
+        Http1Options(expect_continue_wait=value)
+
+
+def test_wait_for_100_may_be_nothing():
+    """
+    0 sends the body at once; the default is a second.
+    """
+    assert (Http1Options(expect_continue_wait=0).expect_continue_wait, Http1Options().expect_continue_wait) == (0, 1)
+
+
 def test_an_unknown_name_is_a_type_error_that_knows_what_was_meant():
     """
     A misspelt keyword raises OptionError, a TypeError too, with the nearest name.

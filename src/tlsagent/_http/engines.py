@@ -47,6 +47,18 @@ class HTTP1Engine(Protocol):
         ...
 
     @property
+    def switched(self) -> bytes | None:
+        """
+        None while HTTP is spoken. After `HTTPSink.protocol_switched`, the bytes that followed the head of that response
+        so far: they belong to the protocol that was switched to, and the engine has done its work.
+
+        A 101 switches if the request proposed (`RequestHead.upgrade`) what its Upgrade field names, and is written to
+        its end; any other 101 is a `RemoteProtocolError`. A 2xx switches if the method was CONNECT, whatever its
+        framing fields say (RFC 9110, 9.3.6).
+        """
+        ...
+
+    @property
     def idle_hint(self) -> int | None:
         """Seconds that the last response allows the connection to be idle (`Keep-Alive: timeout`), or None."""
         ...

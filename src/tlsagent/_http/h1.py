@@ -10,7 +10,8 @@ Theory of operation
 -------------------
     IDLE -start-> HEAD -final head-> LENGTH | CHUNKED | UNTIL_EOF -> DONE -next_cycle-> IDLE
                   ^  | 1xx           (no body: straight to DONE)
-                  +--+               any state but DONE: -error-> BROKEN, which nothing leaves
+                  +--+ -101, or 2xx to CONNECT-> SWITCHED, which nothing leaves
+                                     any state but DONE: -error-> BROKEN, which nothing leaves
 
 - A head is collected here up to its empty line and handed to the parser whole, so that the cap on its size is exact and
   no byte of a body lies in the parser's buffer.
@@ -24,9 +25,9 @@ Theory of operation
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
-from tlsagent._http.messages import Headers, RequestWriter, ResponseHead, idle_hint, tokens
+from tlsagent._http.messages import Headers, RequestWriter, ResponseHead, idle_hint, protocol_names, tokens
 from tlsagent.errors import ConnectionLost, RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class _Reading(enum.Enum):
     CHUNKED = "in a chunked body"
     UNTIL_EOF = "in a body that ends with the connection"
     DONE = "the response is complete"
+    SWITCHED = "another protocol is spoken"
     BROKEN = "the peer broke the protocol or went away"
 
 
@@ -97,6 +99,7 @@ class H1Engine:
     Attributes:
         name: The parser's.
         has_leftover: Whether the peer sent bytes beyond a response.
+        switched: The bytes that followed the response that ended HTTP here; None while HTTP is spoken.
         idle_hint: Seconds that the last response allows the connection to be idle (`Keep-Alive: timeout`), or None.
     """
 
@@ -110,13 +113,14 @@ class H1Engine:
         "_parser",
         "_reading",
         "_remaining",
-        "_to_head",
+        "_request",
         "_writer",
         "end_request",
         "has_leftover",
         "idle_hint",
         "name",
         "send_data",
+        "switched",
     )
 
     def __init__(self, limits: Http1Options, parser: ResponseParser) -> None:
@@ -129,12 +133,13 @@ class H1Engine:
         self._reading = _IDLE
         self._buffer = bytearray()
         self._keep_alive = True
-        self._to_head = False
+        self._request = cast("RequestHead", None)  # the one that is answered; set by `start`
         self._informational = 0
         self._remaining = 0
         self._got = 0
         self._overhead = 0
         self.has_leftover = False
+        self.switched: bytes | None = None
         self.idle_hint: int | None = None
 
     # --- Requests -----------------------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ class H1Engine:
         assert not self.has_leftover
         self._reading = _HEAD
         self._keep_alive = head.keep_alive
-        self._to_head = head.method == b"HEAD"
+        self._request = head
         self._informational = 0
         return self._writer.start(head)
 
@@ -183,6 +188,9 @@ class H1Engine:
             elif reading is _UNTIL_EOF:
                 self._got += len(data)
                 sink.body_received(bytes(data))
+                return
+            elif self.switched is not None:
+                self.switched += data
                 return
             else:
                 self.has_leftover = True
@@ -261,6 +269,9 @@ class H1Engine:
             self._reading = _BROKEN
             raise
         response = ResponseHead(status, reason, version, Headers(raw))
+        if self._request.method == b"CONNECT" and 200 <= status < 300:
+            self._switch(response, sink)  # whatever it announces (RFC 9110, 9.3.6)
+            return
         length, chunked, closing = self._announced(response)
         if not parser.exact:
             self._keep_alive = False
@@ -270,7 +281,7 @@ class H1Engine:
         if closing or version != "HTTP/1.1":
             self._keep_alive = False  # RFC 9112, 9.3
         # RFC 9112, 6.3
-        if length == 0 or self._to_head or status in _BODILESS:
+        if length == 0 or self._request.method == b"HEAD" or status in _BODILESS:
             self._reading = _DONE
         elif chunked:
             self._reading = _CHUNKED
@@ -282,12 +293,29 @@ class H1Engine:
         self._got = self._overhead = 0
         sink.response_received(response)
 
+    def _accept_upgrade(self, response: ResponseHead, sink: HTTPSink) -> None:
+        """Take a 101 if it was asked for (RFC 9110, 7.8 and 15.2.2)."""
+        chosen = response.headers.get("upgrade", "")
+        names = protocol_names(chosen.encode("latin-1"))
+        if not (names and names <= self._request.upgrade):
+            what = f"to {quoted(chosen)}" if chosen else "without saying to which"
+            raise self._broken(f"the server switched protocols (101) {what}, which nobody asked for")
+        if not self._writer.complete:
+            raise self._broken("the server switched protocols (101) before it had the whole request")
+        self._switch(response, sink)
+
+    def _switch(self, response: ResponseHead, sink: HTTPSink) -> None:
+        self._reading = _Reading.SWITCHED
+        self.switched = b""
+        sink.protocol_switched(response)
+
     def _take_informational(self, response: ResponseHead, sink: HTTPSink) -> None:
         status = response.status
         if status < 100:
             raise self._broken(f"the server sent the status {status:03}, which is none")
         if status == 101:
-            raise self._broken("the server switched protocols (101), which nobody asked for")
+            self._accept_upgrade(response, sink)
+            return
         self._informational += 1
         if self._informational > self._limits.max_informational:
             allowed = self._limits.max_informational

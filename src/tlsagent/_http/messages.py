@@ -136,6 +136,13 @@ class HTTPSink(Protocol):
     def response_ended(self, trailers: Headers | None) -> None:
         """Take the end of the response, and its trailer fields if it had any."""
 
+    def protocol_switched(self, head: ResponseHead) -> None:
+        """Take the head of the response that ends HTTP here: a 101 that was asked for, or a 2xx to CONNECT."""
+
+
+NO_PROTOCOLS: Final[frozenset[bytes]] = frozenset()
+"""What a request proposes that does not want to leave HTTP."""
+
 
 class RequestHead:
     """
@@ -147,9 +154,22 @@ class RequestHead:
         content_length: Bytes of the body as announced; None if nothing is announced or the body is chunked.
         chunked: Whether the body goes out in chunks (RFC 9112, 7.1).
         keep_alive: Whether the connection may be used again, as far as we are concerned.
+        expects_continue: Whether the body waits for a 100 (Continue).
+        upgrade: Names of the protocols, in lower case, to one of which the server may switch; empty without a proposal.
     """
 
-    __slots__ = ("authority", "chunked", "content_length", "headers", "keep_alive", "method", "rendered", "target")
+    __slots__ = (
+        "authority",
+        "chunked",
+        "content_length",
+        "expects_continue",
+        "headers",
+        "keep_alive",
+        "method",
+        "rendered",
+        "target",
+        "upgrade",
+    )
 
     def __init__(
         self,
@@ -161,6 +181,8 @@ class RequestHead:
         content_length: int | None,
         chunked: bool,
         keep_alive: bool,
+        expects_continue: bool = False,
+        upgrade: frozenset[bytes] = NO_PROTOCOLS,
     ) -> None:
         self.method = method
         self.target = target
@@ -169,6 +191,8 @@ class RequestHead:
         self.content_length = content_length
         self.chunked = chunked
         self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.upgrade = upgrade
         self.rendered = b"%b %b HTTP/1.1\r\n%b" % (method, target, _rendered(headers))
 
     def __repr__(self) -> str:
@@ -176,15 +200,18 @@ class RequestHead:
 
 
 _METHODS: Final = {
-    name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
+    name: name.encode() for name in ("CONNECT", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
 }
 # RFC 9110, 8.6: a server takes the lack of a length for these as a body that was forgotten.
 _BODY_EXPECTED: Final = frozenset({b"POST", b"PUT", b"PATCH"})
-_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+# Those that may come more than once, their values forming one list.
+_LISTS: Final = frozenset({b"connection", b"expect", b"upgrade"})
+_SPECIAL: Final = _LISTS | {b"host", b"content-length", b"transfer-encoding"}
 # RFC 9110, 6.5.1: what steers framing, routing or authentication must not come late.
 _NO_TRAILERS: Final = _SPECIAL | {
-    b"authorization", b"cache-control", b"content-encoding", b"content-range", b"content-type", b"cookie", b"expect",
-    b"keep-alive", b"max-forwards", b"proxy-authorization", b"range", b"te", b"trailer", b"upgrade",
+    b"authorization", b"cache-control", b"content-encoding", b"content-range", b"content-type", b"cookie",
+    b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since",
+    b"keep-alive", b"max-forwards", b"pragma", b"proxy-authorization", b"proxy-connection", b"range", b"te", b"trailer",
 }  # fmt: skip
 _TOKEN: Final = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
@@ -201,19 +228,24 @@ def request_head(
     body_length: int | None,
     has_body: bool,
     keep_alive: bool,
+    expect_continue: bool = False,
 ) -> RequestHead:
     """
-    Check a request and add what it lacks: Host, Content-Length or Transfer-Encoding, "Connection: close".
+    Check a request and add what it lacks: Host, Content-Length or Transfer-Encoding, "Connection: close", and
+    "Expect: 100-continue" if that is wanted.
 
     Args:
         method: Turned into upper case, as Node does.
-        target: Path and query, visible ASCII.
+        target: Path and query, or host and port for CONNECT (RFC 9112, 3.2.3); visible ASCII.
         authority: Value of Host, unless the caller brings one.
         headers: The caller's fields; they go out as they are, in their order. Content-Length announces the length of a
             body whose length is not known otherwise; "Transfer-Encoding: chunked" asks for chunks.
         body_length: Bytes of the body, None if unknown.
         has_body: Whether there is a body, if only an empty one.
-        keep_alive: False adds "Connection: close".
+        keep_alive: False adds "Connection: close", unless the request asks for another protocol: a connection that is
+            handed over is not for HTTP to close.
+        expect_continue: Whether the body is to wait for a 100 (Continue). The caller's own "Expect: 100-continue" says
+            the same.
 
     Raises:
         LocalProtocolError: Something cannot be sent as it is. Nothing has been sent.
@@ -221,6 +253,9 @@ def request_head(
     verb = _METHODS.get(method) or _checked_method(method)
     path = _checked_target(target)
     fields, special = _caller_fields(headers) if headers else ([], _NO_FIELDS)
+    switching = verb == b"CONNECT"
+    if switching:
+        _require_no_content(special, has_body=has_body)
     if b"host" not in special:
         fields.insert(0, (b"Host", authority))
     length, chunked = _framing(verb, special, body_length if has_body else 0, has_body=has_body)
@@ -229,9 +264,23 @@ def request_head(
             fields.append((b"Transfer-Encoding", b"chunked"))
     elif length is not None and b"content-length" not in special:
         fields.append((b"Content-Length", b"%d" % length))
-    closing = b"connection" in special and b"close" in tokens(special[b"connection"])
-    if not (keep_alive or closing):
+    closing = False
+    upgrade = NO_PROTOCOLS
+    if b"connection" in special:
+        options = tokens(special[b"connection"])
+        closing = b"close" in options
+        if b"upgrade" in options and b"upgrade" in special:
+            upgrade = protocol_names(special[b"upgrade"])
+            switching = True
+    if not (keep_alive or closing or switching):
         fields.append((b"Connection", b"close"))
+    expected = b"100-continue" in tokens(special.get(b"expect", b""))
+    if expect_continue and not expected:
+        fields.append((b"Expect", b"100-continue"))
+        expected = True
+    if expected and not (chunked or length):
+        # RFC 9110, 10.1.1: nothing would wait for the answer, and some servers would wait for content.
+        raise LocalProtocolError("a request without content must not expect 100 (Continue): leave expect_continue out")
     return RequestHead(
         verb,
         path,
@@ -240,6 +289,8 @@ def request_head(
         content_length=length,
         chunked=chunked,
         keep_alive=keep_alive and not closing,
+        expects_continue=expected,
+        upgrade=upgrade,
     )
 
 
@@ -275,13 +326,22 @@ def tokens(value: bytes) -> list[bytes]:
     return [item.strip(b" \t") for item in value.lower().split(b",")]
 
 
+def protocol_names(value: bytes) -> frozenset[bytes]:
+    """Return the names, without versions and in lower case, of the protocols in an Upgrade field (RFC 9110, 7.8)."""
+    return frozenset(name for item in tokens(value) if (name := item.partition(b"/")[0]))
+
+
 def _checked_method(method: str) -> bytes:
     upper = method.upper() if isinstance(method, str) else ""
     if not _TOKEN.fullmatch(upper):
         raise LocalProtocolError(f"{quoted(str(method))} is not an HTTP method", code="ERR_INVALID_HTTP_TOKEN")
-    if upper == "CONNECT":
-        raise LocalProtocolError("CONNECT asks for a tunnel, which a request cannot become: use connect()")
     return upper.encode()
+
+
+def _require_no_content(special: Mapping[bytes, bytes], *, has_body: bool) -> None:
+    # RFC 9110, 9.3.6: whatever follows the head is for the tunnel.
+    if has_body or b"content-length" in special or b"transfer-encoding" in special:
+        raise LocalProtocolError("CONNECT has no content: send it through the tunnel, on what upgrade() returns")
 
 
 def _checked_target(target: str | bytes) -> bytes:
@@ -303,7 +363,7 @@ def _caller_fields(headers: CallerFields) -> tuple[list[Field], dict[bytes, byte
         if name in _SPECIAL:
             if name not in special:
                 special[name] = value
-            elif name == b"connection":
+            elif name in _LISTS:
                 special[name] += b"," + value
             else:
                 raise LocalProtocolError(f"{quoted(raw)} is given twice")
@@ -381,7 +441,8 @@ class RequestWriter:
     Turns one request after the other into bytes of HTTP/1.1, and sees to it that bodies are as long as announced.
 
     Attributes:
-        complete: Whether the last request is written to its end.
+        complete: Whether the last request is written to its end. A body of known length is with its last byte, before
+            `end` is called: the response may be here by then, and the connection free.
     """
 
     __slots__ = ("_chunked", "_due", "_sent", "complete")
@@ -408,9 +469,9 @@ class RequestWriter:
         Raises:
             LocalProtocolError: The body is longer than announced; nothing of the piece is to be sent.
         """
-        assert not self.complete
         size = len(data)
         if self._chunked:
+            assert not self.complete
             # A chunk of no bytes would be the end of the body.
             return b"".join((b"%x\r\n" % size, data, b"\r\n")) if size else b""
         if self._sent + size > self._due:
@@ -418,6 +479,7 @@ class RequestWriter:
                 f"the body is longer than the {self._due} bytes announced", code="ERR_HTTP_CONTENT_LENGTH_MISMATCH"
             )
         self._sent += size
+        self.complete = self._sent == self._due
         return data
 
     def end(self, trailers: CallerFields = ()) -> bytes:
@@ -427,7 +489,7 @@ class RequestWriter:
         Raises:
             LocalProtocolError: The body is shorter than announced, or trailers cannot be sent.
         """
-        assert not self.complete
+        assert not (self.complete and self._chunked)
         if self._sent != self._due:
             raise LocalProtocolError(
                 f"the body has {self._sent} bytes of the {self._due} announced", code="ERR_HTTP_CONTENT_LENGTH_MISMATCH"

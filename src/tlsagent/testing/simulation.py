@@ -228,6 +228,7 @@ class Simulation:
         timeouts: Timeouts | float | None = None,
         trailers: CallerFields | None = None,
         retry: bool | Unset = UNSET,
+        expect_continue: bool = False,
         trace: Callable[[Event], object] | None = None,
         stream: bool = False,
     ) -> SimulatedRequest:
@@ -251,6 +252,7 @@ class Simulation:
             trailers=trailers,
             retry=retry,
             trace=trace,
+            expect_continue=expect_continue,
         )
         if isinstance(exchange.body, Body) and exchange.body.asynchronous:
             raise LocalProtocolError("content is an asynchronous iterable: nothing awaits it in a simulation")
@@ -298,7 +300,9 @@ class Simulation:
     def _send_body(self, handle: SimulatedRequest, link: Link) -> None:
         """Send pieces of the body for as long as the network takes them."""
         exchange, connection = handle.exchange, link.connection
-        while handle._pieces is not None and link.writable:
+        if exchange.upload_stopped:
+            handle._pieces = None
+        while handle._pieces is not None and link.writable and not exchange.holding:
             try:
                 piece = next(handle._pieces, None)
             except Exception as error:  # noqa: BLE001 - the caller's iterator; its error is the caller's
@@ -366,6 +370,9 @@ class Simulation:
             self.core.watch(connection)
         handle = self._waiting.get(cast("Exchange", exchange))
         if handle is not None:
+            if handle.exchange.nudged:
+                handle.exchange.nudged = False
+                self._send_body(handle, link)
             self._look(handle)
 
     def _settle(self, connection: Connection, exchange: Exchange | None) -> None:
