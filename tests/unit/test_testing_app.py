@@ -201,6 +201,30 @@ def test_connection_shows_what_the_server_put_into_the_scope():
     assert json.loads(Exchange("/connection").run().body) == {"request_number": None}
 
 
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+def test_upgrade_echoes_what_comes_after_the_switch(method):
+    """/upgrade switches to the first protocol that was proposed, CONNECT to a tunnel; then bytes are echoed."""
+    told = [piece(b"", more=False)] if method == "GET" else []
+    told += [piece(b"one", more=True), piece(b"two", more=True), {"type": "http.disconnect"}]
+    extensions = {"tlsagent.upgrade": {}}
+    exchange = Exchange("/upgrade", *told, headers=[(b"upgrade", b"x, y")], extensions=extensions)
+    exchange.scope["method"] = method
+    if method == "CONNECT":
+        exchange.scope["path"] = "a.test:443"
+    exchange.run()
+
+    assert exchange.status == (101 if method == "GET" else 200)
+    assert exchange.headers.get(b"upgrade") == (b"x" if method == "GET" else None)
+    assert exchange.pieces == [b"one", b"two"]
+
+
+def test_upgrade_needs_a_proposal():
+    """/upgrade says what to propose where nothing was, or where the server cannot switch."""
+    exchange = Exchange("/upgrade").run()
+
+    assert (exchange.status, exchange.headers[b"upgrade"]) == (426, b"echo")
+
+
 def test_lifespan_is_acknowledged():
     """A server that insists on the lifespan protocol gets its two answers."""
     exchange = Exchange("", {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})

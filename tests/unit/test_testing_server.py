@@ -166,6 +166,38 @@ def test_trailers_go_both_ways(server):
     assert request.body == b"hi"
 
 
+@pytest.mark.parametrize("early", [b"", b"first"])
+@pytest.mark.parametrize("request_line", [b"GET /upgrade", b"CONNECT a.test:443"])
+def test_protocols_are_switched(server, request_line, early):
+    """A response of 101, or of 2xx to CONNECT, makes of the connection a stream of bytes, early ones included."""
+    fields = b"Upgrade: echo\r\nConnection: upgrade\r\n" if request_line.startswith(b"GET") else b""
+    with Client(server) as client:
+        client.send(request_line + b" HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n" + early)
+        head = client.read_until(b"\r\n\r\n" + early)
+        client.send(b"hello")
+        echoed = client.read_until(b"hello")
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        again = client.read_until(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 101" if fields else b"HTTP/1.1 200")
+    assert (b"upgrade: echo" in head.lower()) == bool(fields)
+    assert (echoed, again) == (b"hello", b"GET / HTTP/1.1\r\n\r\n")
+
+
+def test_application_ends_what_it_switched_to():
+    """The last "http.response.body" of a switched connection closes it in good order."""
+
+    async def once(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 101, "headers": [(b"upgrade", b"x")]})
+        await send({"type": "http.response.body", "body": b"bye", "more_body": False})
+
+    with Server(app=once) as server, Client(server) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+
+        assert client.read_to_end().endswith(b"\r\n\r\nbye")
+
+
 def test_continue_is_sent_when_the_application_wants_the_body(server):
     """Expect: 100-continue gets its 100 from an application that reads, and only then the final response."""
     with Client(server) as client:

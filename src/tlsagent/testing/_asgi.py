@@ -1,6 +1,10 @@
 """
 One request and its response as an ASGI 3 application sees them (scope "http", extension http.response.trailers).
 
+Extension tlsagent.upgrade, which is ours: a response of 101 to a request with Upgrade, or of 2xx to CONNECT, switches
+protocols. From then on "http.request" and "http.response.body" carry the bytes of the other protocol, until one has no
+more.
+
 A `Cycle` knows no HTTP version: it turns the application's messages into calls of a `Responder`, which the HTTP floor
 of the connection provides, and queues what that floor received. One cycle runs in one task, so a floor with many
 streams needs nothing else.
@@ -111,6 +115,10 @@ class Cycle:
         self._ended = True
         self._request_trailers += trailers
         self._wake()
+
+    def switched(self) -> None:
+        """Another protocol begins: what comes from now on is no body, whatever was received of one."""
+        self._ended = self._given = False
 
     def peer_left(self) -> None:
         self._gone = True

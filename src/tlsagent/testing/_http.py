@@ -85,6 +85,10 @@ class H1Floor:
     # --- From below ---
 
     def receive_data(self, data: bytes) -> None:
+        if self._http.our_state is h11.SWITCHED_PROTOCOL:
+            if self._cycle is not None:
+                self._cycle.body_received(data)
+            return
         self._http.receive_data(data)
         self._advance()
 
@@ -119,6 +123,9 @@ class H1Floor:
 
     def _scope(self, event: h11.Request) -> Scope:
         target = event.target
+        extensions = {**self._link.scope["extensions"], "tlsagent.request": {"number": self._served}}
+        if event.method == b"CONNECT" or any(name == b"upgrade" for name, _ in event.headers):
+            extensions["tlsagent.upgrade"] = {}
         if not target.startswith(b"/"):
             # RFC 9112 3.2.2: the absolute form must be accepted.
             target = b"/" + target.partition(b"://")[2].partition(b"/")[2] if b"://" in target else target
@@ -131,7 +138,7 @@ class H1Floor:
             "raw_path": path,
             "query_string": query,
             "headers": list(event.headers),
-            "extensions": {**self._link.scope["extensions"], "tlsagent.request": {"number": self._served}},
+            "extensions": extensions,
         }
 
     def _body_received(self, data: bytes) -> None:
@@ -162,13 +169,33 @@ class H1Floor:
 
     def start_response(self, status: int, headers: Headers) -> None:
         fields = [(bytes(name), bytes(value)) for name, value in headers]
+        if status == 101:
+            switch = h11.InformationalResponse(status_code=status, headers=fields, reason="Switching Protocols")
+            self._link.write(self._http.send(switch) or b"")
+            self._switched()
+            return
         if self._http.they_are_waiting_for_100_continue:
             # RFC 9110 10.1.1: the body may come or not; close, so that nobody has to guess.
             fields.append((b"connection", b"close"))
         self._head_only = self._head_only or status in _BODYLESS
         self._head = self._http.send(h11.Response(status_code=status, headers=fields)) or b""
+        if self._http.our_state is h11.SWITCHED_PROTOCOL:
+            self._link.write(self._head)
+            self._head = b""
+            self._switched()
+
+    def _switched(self) -> None:
+        assert self._cycle is not None
+        self._cycle.switched()
+        if early := self._http.trailing_data[0]:
+            self._cycle.body_received(early)
 
     def send_body(self, data: bytes, *, more: bool) -> None:
+        if self._http.our_state is h11.SWITCHED_PROTOCOL:
+            self._link.write(data)
+            if not more:
+                self._link.close()
+            return
         out = self._head
         self._head = b""
         if data and not self._head_only:

@@ -11,6 +11,8 @@ The demo routes: an ASGI 3 application without dependencies, which any ASGI serv
     /close          the server closes the connection afterwards
     /headers        the request's header fields as JSON: a list of [name, value]
     /connection     what the server knows of the connection, as JSON (tlsagent.testing.Server only)
+    /upgrade        switches to the protocol that Upgrade names, and echoes its bytes (tlsagent.testing.Server only)
+    CONNECT         opens a tunnel to wherever it is to lead, and echoes what comes (tlsagent.testing.Server only)
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         return
     if scope["type"] != "http":
         raise NotImplementedError(f"the demo routes do not speak {scope['type']}")
-    _, name, *rest = scope["path"].split("/", 2)
+    method = scope.get("method")
+    _, name, *rest = ("", "upgrade") if method == "CONNECT" else scope["path"].split("/", 2)
     route = _ROUTES.get(name)
     if route is None:
         await _answer(send, 404, f"there is no {scope['path']}; try /{', /'.join(_ROUTES)}".encode())
@@ -153,6 +156,21 @@ async def _connection(scope: Scope, _receive: Receive, send: Send, _argument: st
     await _json(send, {**extensions.get("tlsagent.connection", {}), "request_number": number})
 
 
+async def _upgrade(scope: Scope, receive: Receive, send: Send, _argument: str) -> None:
+    if "tlsagent.upgrade" not in (scope.get("extensions") or {}):
+        await _answer(send, 426, b"an Upgrade field is missing", (b"upgrade", b"echo"), (b"connection", b"upgrade"))
+        return
+    if scope["method"] == "CONNECT":
+        await _start(send, 200)
+    else:
+        protocol = dict(scope["headers"])[b"upgrade"].partition(b",")[0]
+        while (await receive()).get("more_body"):
+            pass
+        await _start(send, 101, (b"upgrade", protocol), (b"connection", b"upgrade"))
+    while (message := await receive())["type"] == "http.request":
+        await _body(send, message["body"], more=True)
+
+
 async def _json(send: Send, value: object) -> None:
     await _answer(send, 200, json.dumps(value).encode(), (b"content-type", b"application/json"))
 
@@ -168,4 +186,5 @@ _ROUTES: Final[dict[str, Route]] = {
     "close": _close,
     "headers": _headers,
     "connection": _connection,
+    "upgrade": _upgrade,
 }
