@@ -54,6 +54,7 @@ def sync() -> None:
             assert_type(stream, StreamResponse)
             for chunk in stream.iter_bytes():
                 assert_type(chunk, bytes)
+            assert_type(stream.upgrade(), RawConnection)
         raw = agent.connect("localhost", 443, alpn_protocols=["x"])
         assert_type(raw, RawConnection)
         assert_type(raw.recv(), bytes)
@@ -71,6 +72,7 @@ async def asynchronous() -> None:
             assert_type(stream, AsyncStreamResponse)
             async for chunk in stream.aiter_bytes():
                 assert_type(chunk, bytes)
+            assert_type(stream.upgrade(), AsyncRawConnection)
         assert_type(await agent.connect("localhost", 443), AsyncRawConnection)
         agent.on(Closed, closed)
         agent.on(Event, print)()

@@ -99,6 +99,9 @@ class _BlockingStream:
     def read(self) -> bytes:
         return self._harness.run(self.response.aread())
 
+    def upgrade(self) -> _BlockingRaw:
+        return _BlockingRaw(self._harness, self._harness.call(self.response.upgrade))
+
     def close(self) -> None:
         self._harness.run(self.response.aclose())
 

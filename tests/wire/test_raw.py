@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from wire_peer import PeerConnection, closed_port, tarpit, wait_until
+from wire_peer import PeerConnection, closed_port, standstill, tarpit, wait_until
 
 from tlsagent import AgentClosed, CertificateError, ConnectError, ConnectionLost, ReadTimeout, SendTimeout, Timeouts
 
@@ -403,3 +403,239 @@ def test_reading_a_transport_can_be_paused(open_async_agent, open_peer):
     agent.call(transport.resume_reading)
     assert wait_until(lambda: received() == total)
     agent.call(transport.abort)
+
+
+class Controlled(Recorder):
+    """Keeps what it is told of flow control too, and may pause the transport from within."""
+
+    def __init__(self, *, pause_after: int | None = None) -> None:
+        super().__init__()
+        self.transport: Any = None
+        self.pause_after = pause_after
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.pause_after is not None and self.received() >= self.pause_after:
+            self.transport.pause_reading()
+
+    def received(self) -> int:
+        return sum(len(item) for item in self.told if isinstance(item, bytes))
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+
+
+def controlled(agent: Any, peer: Any, *, pause_after: int | None = None, **options: Any) -> tuple[Any, Controlled]:
+    protocol = Controlled(pause_after=pause_after)
+    opening = agent.agent.connect("127.0.0.1", peer.port, protocol_factory=lambda: protocol, **options)
+    transport, _ = agent.run(opening)
+    return transport, protocol
+
+
+def test_writing_protocol_is_held_back(open_async_agent, open_peer):
+    """
+    A protocol that writes more than the peer takes is told to pause, once, and to resume when it has been taken.
+    """
+    read_on = threading.Event()
+    total = 32 << 20
+
+    def script(connection: PeerConnection) -> None:
+        assert read_on.wait(10)
+        left = total
+        while left:
+            data = connection.recv()
+            assert data.count(b"w") == len(data) > 0
+            left -= len(data)
+        connection.send(b"thanks")
+        connection.wait_gone()
+
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    transport, protocol = controlled(agent, peer)
+
+    agent.call(transport.write, b"w" * (total - 3))
+    agent.call(transport.writelines, [b"w", bytearray(b"w"), memoryview(b"w")])
+    assert agent.call(transport.get_write_buffer_size) > agent.call(transport.get_write_buffer_limits)[1]
+    assert protocol.told == ["made", "pause"]
+    read_on.set()
+
+    assert wait_until(lambda: b"thanks" in protocol.told, 20)
+    assert protocol.told == ["made", "pause", "resume", b"thanks"]
+    assert agent.call(transport.get_write_buffer_size) == 0
+    agent.call(transport.close)
+
+
+def test_limits_of_the_write_buffer(open_async_agent, open_peer):
+    """
+    The limits are the transport's to set: below the upper one nobody is told to pause.
+    """
+    peer = open_peer(lambda connection: connection.peer.leave.wait(10))
+    agent = open_async_agent(ca=peer.ca_pem)
+    transport, protocol = controlled(agent, peer)
+    high = 256 << 20
+
+    agent.call(lambda: transport.set_write_buffer_limits(high=high, low=1_000))
+    agent.call(transport.write, bytes(32 << 20))
+    waiting = agent.call(transport.get_write_buffer_size)
+
+    assert agent.call(transport.get_write_buffer_limits) == (1_000, high)
+    assert 0 < waiting < high
+    assert protocol.told == ["made"]
+    agent.call(lambda: transport.set_write_buffer_limits(high=waiting // 2))
+    agent.call(transport.write, b"x")
+    assert protocol.told == ["made", "pause"]
+    agent.call(transport.abort)
+    assert wait_until(lambda: protocol.told[-1] == ("lost", type(None)))
+
+
+def test_protocol_that_pauses_while_it_is_fed(open_async_agent, open_peer):
+    """
+    `pause_reading` within `data_received` holds for what has come already; afterwards comes the rest, then the end.
+    """
+    total = 400_000
+
+    def script(connection: PeerConnection) -> None:
+        connection.recv()
+        connection.send(*[b"d" * 10_000] * (total // 10_000))
+        connection.close_notify()
+        sent.set()
+
+    sent = threading.Event()
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.connect(("127.0.0.1", peer.port))
+    transport, protocol = controlled(agent, peer, pause_after=1, socket=sock)
+    assert agent.call(transport.is_reading)
+
+    agent.call(transport.pause_reading)
+    agent.call(transport.write, b"go")
+    assert sent.wait(5)  # so that the next read gives more than one call of `data_received` hands on
+    agent.call(transport.resume_reading)
+    assert wait_until(protocol.received)
+    assert standstill(protocol.received) <= 65_536
+    assert not agent.call(transport.is_reading)
+    protocol.pause_after = None
+    agent.call(transport.resume_reading)
+
+    assert wait_until(lambda: ("lost", type(None)) in protocol.told)
+    assert protocol.received() == total
+    assert protocol.told[-2:] == ["eof", ("lost", type(None))]
+    assert not agent.call(transport.is_reading)
+
+
+def test_end_waits_for_a_protocol_that_does_not_read(open_async_agent, open_peer):
+    """
+    A paused protocol hears of an end in good order when it reads on, of its agent's end at once.
+    """
+
+    def script(connection: PeerConnection) -> None:
+        connection.send(b"bye")
+        if connection.number == 1:
+            connection.close_notify()
+        sent.set()
+        connection.peer.leave.wait(10)
+
+    sent = threading.Event()
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    first, protocol = controlled(agent, peer, pause_after=0)
+    _, other = controlled(agent, peer, pause_after=0)
+    assert wait_until(lambda: protocol.told == ["made", b"bye"] == other.told)
+    assert standstill(lambda: len(protocol.told)) == 2
+
+    protocol.pause_after = None
+    agent.call(first.resume_reading)
+    assert wait_until(lambda: protocol.told[2:] == ["eof", ("lost", type(None))])
+    agent.close()
+
+    assert wait_until(lambda: other.told[2:] == [("lost", AgentClosed)])
+
+
+def test_extra_info_of_a_transport(open_async_agent, open_peer):
+    """
+    What the transport does not know the socket's transport is asked for.
+    """
+    peer = open_peer(echo)
+    agent = open_async_agent(ca=peer.ca_pem)
+    transport, _ = controlled(agent, peer)
+
+    assert transport.get_extra_info("socket").getpeername() == ("127.0.0.1", peer.port)
+    assert transport.get_extra_info("sockname") == transport.get_extra_info("connection_info").local_address
+    assert transport.get_extra_info("unheard of") is None
+    assert transport.get_extra_info("unheard of", 3) == 3
+    agent.call(transport.close)
+
+
+def test_transport_that_is_closed_sends_what_waits(open_async_agent, open_peer):
+    """
+    `close` takes no more and feeds the protocol no more, but what was written arrives, however slowly, before the end.
+    """
+    total = 16 << 20
+    closed = threading.Event()
+    received: list[int] = []
+
+    def script(connection: PeerConnection) -> None:
+        assert closed.wait(5)
+        connection.send(b"too late")
+        connection.peer.leave.wait(1.2)
+        while data := connection.recv():
+            received.append(len(data))
+
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    transport, protocol = controlled(agent, peer)
+
+    def write_and_close() -> None:
+        transport.write(bytes(total))
+        transport.close()
+        transport.close()
+        transport.write(b"ignored")
+
+    agent.call(write_and_close)
+    assert agent.call(transport.is_closing)
+    closed.set()
+
+    assert wait_until(lambda: protocol.told[-1] == ("lost", type(None)), 10)
+    assert protocol.told == ["made", "pause", ("lost", type(None))]
+    assert wait_until(lambda: peer.connections[0].ended == "close_notify")
+    assert sum(received) == total
+
+
+@pytest.mark.parametrize("how", ["abort", "agent", "peer"])
+def test_transport_that_cannot_send_what_waits(open_async_agent, open_peer, how):
+    """
+    A transport that is closing ends all the same when it is aborted, its agent ends, or the peer does.
+    """
+    closed = threading.Event()
+
+    def script(connection: PeerConnection) -> None:
+        assert closed.wait(5)
+        if how == "peer":
+            connection.reset()
+        connection.peer.leave.wait(10)
+
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    transport, protocol = controlled(agent, peer)
+    agent.call(transport.write, bytes(32 << 20))
+    agent.call(transport.close)
+    assert standstill(lambda: len(protocol.told)) == 2
+    closed.set()
+
+    if how == "abort":
+        agent.call(transport.abort)
+    elif how == "agent":
+        agent.destroy()
+
+    assert wait_until(lambda: protocol.told[-1][0] == "lost")
+    assert [item for item in protocol.told if isinstance(item, tuple)] == protocol.told[2:]
+    assert len(protocol.told) == 3

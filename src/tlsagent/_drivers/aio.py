@@ -22,13 +22,13 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
-from tlsagent._body import Body, Content
+from tlsagent._body import PIECE, Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race, race_of
-from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
-from tlsagent._drivers.sockets import drain, names_of, new_socket, peeker, unix_address, users_socket
+from tlsagent._drivers.aio_raw import Arrivals, AsyncRawConnection, RawTransport
+from tlsagent._drivers.sockets import drain, names_of, new_socket, peeker, read_rest, unix_address, users_socket
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
@@ -71,7 +71,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self.tunnelling = connection.tunnelling
         self.writable: asyncio.Future[None] | None = None
         self.reading = True
-        self.raw: AsyncRawConnection | RawTransport | None = None
+        self.raw: Arrivals | RawTransport | None = None
         connection.transport = self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +96,10 @@ class _Protocol(asyncio.BufferedProtocol):
         now = time.monotonic()
         if self.connection.dead is None:
             if isinstance(exc, OSError):
-                self.connection.receive_error(exc, now)
+                if not self._agent._proactor:
+                    read_rest(self._sock, self.connection, self._buffer, now)
+                if self.connection.dead is None:
+                    self.connection.receive_error(exc, now)
             else:
                 self.connection.receive_eof(now)
         self.advance(now)
@@ -105,11 +108,15 @@ class _Protocol(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         if self.writable is None:
             self.writable = self._agent._loop.create_future()
+        if self.raw is not None:
+            self.raw.writing_paused()
 
     def resume_writing(self) -> None:
         writable, self.writable = self.writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
+        if self.raw is not None:
+            self.raw.writing_resumed()
 
     def flush(self) -> None:
         """Write what the connection has to send."""
@@ -130,9 +137,7 @@ class _Protocol(asyncio.BufferedProtocol):
             self._advance_handshake(self.handshake)
             return
         if self.raw is not None:
-            self.raw.advanced()
-            if connection.dead is not None:
-                agent._shut(connection, connection.dead)
+            self._advance_raw(self.raw, now)
         elif connection.ended is not None or connection.dead is not None:
             agent._settle(connection, exchange, now)
         elif exchange is not None:
@@ -140,6 +145,8 @@ class _Protocol(asyncio.BufferedProtocol):
                 agent._arm(now)
             if exchange.paused:
                 self.pause_reading()
+            if exchange.nudged:
+                self._nudge(exchange)
         if exchange is not None and exchange.waker is not None and exchange.ready:
             _wake(exchange)
 
@@ -153,6 +160,20 @@ class _Protocol(asyncio.BufferedProtocol):
                 self.handshake = None
             if not waiting.done():
                 waiting.set_result(None)
+
+    def _advance_raw(self, raw: Arrivals | RawTransport, now: float) -> None:
+        connection, agent = self.connection, self._agent
+        raw.advanced()
+        if connection.ended is not None:
+            agent._settle(connection, None, now)
+        if connection.dead is not None:
+            agent._shut(connection, connection.dead)
+
+    def _nudge(self, exchange: Exchange) -> None:
+        """Have whoever sends the body look again, whether it waits for a 100 (Continue) or to write."""
+        exchange.nudged = False
+        self.resume_writing()
+        _wake(exchange)
 
     def pause_reading(self) -> None:
         """Read no more: the consumer is behind."""
@@ -204,11 +225,12 @@ class AsyncStreamResponse(ResponseFacts):
     Read it to its end or close it: a response dropped unread costs its connection and gives a ResourceWarning.
     """
 
-    __slots__ = ("__weakref__", "_agent")
+    __slots__ = ("__weakref__", "_agent", "_raw")
 
     def __init__(self, agent: AsyncAgent, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._agent = agent
+        self._raw: AsyncRawConnection | None = None
 
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
         """
@@ -236,13 +258,29 @@ class AsyncStreamResponse(ResponseFacts):
         """Return the rest of the body."""
         return b"".join([chunk async for chunk in self.aiter_bytes()])
 
+    def upgrade(self) -> AsyncRawConnection:
+        """
+        Take over the connection, once the response has switched protocols: a 101, or a 2xx to CONNECT.
+
+        What the server has sent after the head comes first. The connection is the caller's to close, and is used for
+        nothing else; until it is closed it counts against `max_sockets`. Of all timeouts only `timeout`, inactivity,
+        still runs. A second call returns the same object.
+
+        Raises:
+            LocalProtocolError: The response switched nothing.
+        """
+        if self._raw is None:
+            self._raw = self._agent._hand_over(self._switched, self._exchange)
+        return self._raw
+
     async def aclose(self) -> None:
         """Have done with the response. Before its end, this costs the connection. Idempotent."""
-        self._agent._drop(self._exchange)
+        if self._raw is None:
+            self._agent._drop(self._exchange)
 
     def __del__(self) -> None:
         exchange = self._exchange
-        if exchange.lease is not None:
+        if exchange.lease is not None and self._raw is None:
             self._agent._abandon(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
@@ -340,17 +378,20 @@ class AsyncAgent:
             timeouts: `Timeouts` laid over the agent's; a number means `total`.
             trailers: Fields to send after the body, which is then sent chunked.
             retry: False never sends twice.
+            expect_continue: Ask the server before the body is sent (RFC 9110, 10.1.1): it follows a 100 (Continue), or
+                the wait of `Http1Options.expect_continue_wait`. A final response in its place, such as 417, is
+                returned, and nothing of the body is sent. Needs content.
             trace: Called with the events of this request.
 
         Raises:
             RequestError: Exactly one for a request that failed.
             AgentClosed: The agent was closed.
         """
-        if early_data is not UNSET or expect_continue:
-            _not_yet(early_data, expect_continue)
+        if early_data is not UNSET:
+            _not_yet(early_data)
         self._bind()
         exchange = self._core.exchange(
-            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
         await self._perform(exchange)
         return Response(exchange)
@@ -371,10 +412,10 @@ class AsyncAgent:
         trace: Callable[[Event], object] | None = None,
     ) -> AsyncStreamResponse:
         """Send a request and return the response as soon as its head is here; the caller must read or close it."""
-        _not_yet(early_data, expect_continue)
+        _not_yet(early_data)
         self._bind()
         exchange = self._core.exchange(
-            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
         exchange.awaiting = Awaiting.HEAD
         await self._perform(exchange)
@@ -473,6 +514,10 @@ class AsyncAgent:
     async def _send_body(self, exchange: Exchange, body: Body) -> None:
         connection: Connection = exchange.lease.connection
         protocol: _Protocol = connection.transport
+        while exchange.holding and exchange.lease is not None:
+            await self._wait(exchange)
+        if exchange.lease is None or exchange.upload_stopped:
+            return
         if body.asynchronous:
             async with contextlib.aclosing(body.apieces()) as pieces:
                 while (piece := await self._next_piece(exchange, pieces)) is not None:
@@ -481,9 +526,16 @@ class AsyncAgent:
             if exchange.lease is None:
                 return
         else:
-            for piece in body.pieces():
-                if not await self._send_piece(exchange, protocol, piece):
-                    return
+            with contextlib.closing(body.pieces()) as pieces:
+                taken = 0
+                for piece in pieces:
+                    if not await self._send_piece(exchange, protocol, piece):
+                        return
+                    taken += len(piece)
+                    if taken >= PIECE:
+                        # A peer that reads as fast as we write never makes us wait: let the loop see its answer.
+                        taken = 0
+                        await asyncio.sleep(0)
         now = time.monotonic()
         connection.end_body(exchange, now)
         protocol.advance(now)
@@ -498,7 +550,7 @@ class AsyncAgent:
             while not coming.done():
                 waker = exchange.waker = self._loop.create_future()
                 await asyncio.wait((coming, waker), return_when=asyncio.FIRST_COMPLETED)
-                if exchange.lease is None:
+                if exchange.lease is None or exchange.upload_stopped:
                     return None
         finally:
             exchange.waker = None
@@ -517,7 +569,7 @@ class AsyncAgent:
             if self._core.watch(protocol.connection) < self._timer_at:
                 self._arm(now)
             await protocol.writable
-            return exchange.error is None and not exchange.complete
+            return exchange.error is None and not exchange.complete and not exchange.upload_stopped
         return True
 
     async def _wait(self, exchange: Exchange) -> None:
@@ -530,7 +582,7 @@ class AsyncAgent:
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         paused = exchange.paused
         chunks = exchange.take_chunks(time.monotonic())
-        if paused and exchange.lease is not None:
+        if paused and not exchange.paused and exchange.lease is not None:
             connection: Connection = exchange.lease.connection
             self._core.watch(connection)
             connection.transport.resume_reading()
@@ -552,6 +604,19 @@ class AsyncAgent:
             connection.drop(exchange, now, "dropped")
             self._settle(connection, None, now)
             _wake(exchange)
+
+    def _hand_over(self, connection: Connection, exchange: Exchange) -> AsyncRawConnection:
+        """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
+        protocol: _Protocol = connection.transport
+        on_drop = functools.partial(self._abandon, exchange)
+        raw = AsyncRawConnection(protocol, connection.take_over(), self._hang_up, on_drop)
+        protocol.raw = raw.arrivals
+        protocol.resume_reading()
+        return raw
+
+    def _hang_up(self, connection: Connection, reason: str) -> None:
+        connection.hang_up(reason)
+        self._settle(connection, None, time.monotonic())
 
     def _abandon(self, exchange: Exchange) -> None:
         """Take over an exchange from a finaliser, which may run anywhere."""
@@ -915,7 +980,8 @@ class AsyncAgent:
             if self._closed:
                 raise closed_error()
             if protocol_factory is None:
-                raw = protocol.raw = AsyncRawConnection(protocol, stream, self._shut)
+                raw = AsyncRawConnection(protocol, stream, self._shut)
+                protocol.raw = raw.arrivals
                 return raw
             users = protocol_factory()
             transport = protocol.raw = RawTransport(protocol, stream, self._shut, users)
@@ -1077,8 +1143,6 @@ def _remaining(deadline: float) -> float | None:
     return None if deadline == math.inf else deadline - time.monotonic()
 
 
-def _not_yet(early_data: bool | Unset, expect_continue: bool) -> None:
+def _not_yet(early_data: bool | Unset) -> None:
     if early_data:
         raise NotImplementedError("early_data is not supported yet; leave it out")
-    if expect_continue:
-        raise NotImplementedError("expect_continue is not supported yet; leave it out")

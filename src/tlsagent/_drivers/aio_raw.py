@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tlsagent._body import PIECE
@@ -22,6 +23,7 @@ class Carrier(Protocol):
     """What a raw connection needs of the protocol object that owns its socket."""
 
     connection: Connection
+    transport: asyncio.Transport
     writable: asyncio.Future[None] | None
 
     def flush(self) -> None:
@@ -34,26 +36,56 @@ class Carrier(Protocol):
         """Read again."""
 
 
-class AsyncRawConnection:
-    """A TLS connection outside the pool. One task may send while another receives."""
+class Arrivals:
+    """
+    What an `AsyncRawConnection` hears of its socket. An object of its own, so that the socket does not keep alive what
+    its user has dropped.
+    """
 
-    def __init__(self, carrier: Carrier, stream: RawStream, close: Callable[[Connection, str], None]) -> None:
+    def __init__(self, carrier: Carrier, stream: RawStream) -> None:
         self._carrier = carrier
-        self._connection = carrier.connection
         self._stream = stream
-        self._close = close
-        self._arrived = asyncio.Event()
-
-    @property
-    def info(self) -> ConnectionInfo:
-        """What was negotiated, and with whom."""
-        return cast("ConnectionInfo", self._connection.info)
+        self.event = asyncio.Event()
 
     def advanced(self) -> None:
         """Take note that bytes came, or the end."""
         if self._stream.held > HIGH_WATER:
             self._carrier.pause_reading()
-        self._arrived.set()
+        self.event.set()
+
+    def writing_paused(self) -> None:
+        """Nothing to note: who sends waits for `Carrier.writable`."""
+
+    def writing_resumed(self) -> None:
+        """Nothing to note."""
+
+
+class AsyncRawConnection:
+    """
+    A TLS connection that carries no HTTP: one outside the pool, or one whose protocol a response has switched.
+
+    One task may send while another receives. It must be closed: one that was switched and is dropped costs its
+    connection and gives a ResourceWarning.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        stream: RawStream,
+        close: Callable[[Connection, str], None],
+        on_drop: Callable[[], object] | None = None,
+    ) -> None:
+        self._carrier = carrier
+        self._connection = carrier.connection
+        self._stream = stream
+        self._close = close
+        self._on_drop = on_drop
+        self.arrivals = Arrivals(carrier, stream)
+
+    @property
+    def info(self) -> ConnectionInfo:
+        """What was negotiated, and with whom."""
+        return cast("ConnectionInfo", self._connection.info)
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """
@@ -80,16 +112,17 @@ class AsyncRawConnection:
             ConnectionLost: The connection ended without close_notify.
         """
         while (data := self._stream.take(max_bytes, self._connection)) is None:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self.arrivals.event.clear()
+            await self.arrivals.event.wait()
         if not self._stream.held:
             self._carrier.resume_reading()
         return data
 
     async def aclose(self) -> None:
         """Send close_notify and close the socket. Idempotent."""
+        self._on_drop = None
         self._close(self._connection, "close")
-        self._arrived.set()
+        self.arrivals.event.set()
 
     def _require_open(self) -> None:
         if self._connection.dead is not None:
@@ -101,12 +134,24 @@ class AsyncRawConnection:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    def __del__(self) -> None:
+        if self._on_drop is not None:
+            self._on_drop()
+            text = f"the connection {self.info!r} was dropped without aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
 
 class RawTransport(asyncio.Transport):
     """
     What `connect(protocol_factory=...)` gives: an asyncio transport that speaks TLS.
 
-    `get_extra_info` knows "connection_info" (a `ConnectionInfo`), "peername" and "sockname".
+    Flow control is asyncio's in both directions. What waits to be written is counted encrypted, as the transport of the
+    socket holds it, whose limits `set_write_buffer_limits` sets; the protocol's `pause_writing` and `resume_writing`
+    are called as they are crossed. While reading is paused the protocol is told nothing, an end in good order neither;
+    an error is told at once.
+
+    `get_extra_info` knows "connection_info" (a `ConnectionInfo`), and what the socket's transport knows: "peername",
+    "sockname", "socket".
     """
 
     def __init__(
@@ -118,6 +163,9 @@ class RawTransport(asyncio.Transport):
     ) -> None:
         info = cast("ConnectionInfo", carrier.connection.info)
         super().__init__({"connection_info": info, "peername": info.remote_address, "sockname": info.local_address})
+        self._reading = True
+        self._writing_paused = False
+        self._closing = False
         self._carrier = carrier
         self._connection = carrier.connection
         self._stream = stream
@@ -129,19 +177,37 @@ class RawTransport(asyncio.Transport):
         self._loop.call_soon(self.advanced)
 
     def advanced(self) -> None:
-        """Hand on what came, and the end."""
-        protocol = cast("asyncio.Protocol", self._protocol)
-        error: Exception | None = None
-        try:
-            while data := self._stream.take(PIECE, self._connection):
+        """Hand on what came, and the end, as long as the protocol wants to hear of it."""
+        while self._reading and not (self._lost or self._closing):
+            protocol = cast("asyncio.Protocol", self._protocol)
+            try:
+                data = self._stream.take(PIECE, self._connection)
+            except TLSAgentError as error:
+                self._lose(error)
+                return
+            if data is None:
+                return
+            if data:
                 protocol.data_received(data)
-            ended = data is not None
-        except TLSAgentError as exc:
-            error, ended = exc, True
-        if ended and not self._lost:
-            if error is None:
+            else:
                 protocol.eof_received()
-            self._lose(error)
+                self._lose(None)
+        if self._connection.error is not None or (self._closing and self._connection.dead is not None):
+            self._lose(self._connection.error)
+
+    def writing_paused(self) -> None:
+        """Tell the protocol that more waits to be written than the limit allows."""
+        if not (self._lost or self._closing):
+            self._writing_paused = True
+            self._protocol.pause_writing()
+
+    def writing_resumed(self) -> None:
+        """Tell the protocol, if it was told to pause, that it may write again; or end, if that waited for it."""
+        if self._closing:
+            self._lose(None)
+        elif self._writing_paused and not self._lost:
+            self._writing_paused = False
+            self._protocol.resume_writing()
 
     def _lose(self, error: Exception | None) -> None:
         if not self._lost:
@@ -151,7 +217,7 @@ class RawTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Encrypt and send."""
-        if self._connection.dead is None:
+        if not self.is_closing():
             self._connection.write(bytes(data), self._loop.time())
             self._carrier.flush()
 
@@ -161,24 +227,54 @@ class RawTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Whether the connection is closed or closing."""
-        return self._lost or self._connection.dead is not None
+        return self._lost or self._closing or self._connection.dead is not None
 
     def close(self) -> None:
-        """Send close_notify and close the socket."""
-        self._lose(None)
+        """Take no more; once all is written, send close_notify and close the socket."""
+        if self._connection.dead is not None or not self.get_write_buffer_size():
+            self._lose(None)
+        elif not self._closing:
+            self._closing = True
+            # With a limit of nothing the socket's transport tells when nothing is left.
+            self.set_write_buffer_limits(high=0)
 
     def abort(self) -> None:
         """Close at once."""
         self._connection.abort("close")
         self._lose(None)
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known by that name, else `default`."""
+        known = super().get_extra_info(name)
+        return self._carrier.transport.get_extra_info(name, default) if known is None else known
+
     def pause_reading(self) -> None:
-        """Read no more for now."""
+        """Call the protocol's `data_received` no more for now, not even for what has come already."""
+        self._reading = False
         self._carrier.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        self._carrier.resume_reading()
+        if not self._reading:
+            self._reading = True
+            self._carrier.resume_reading()
+            self._loop.call_soon(self.advanced)
+
+    def is_reading(self) -> bool:
+        """Whether the protocol is told what comes."""
+        return self._reading and not self.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes wait to be written."""
+        return self._carrier.transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return the limits at which the protocol is told to write again, and to pause."""
+        return self._carrier.transport.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the limits of what may wait to be written, in bytes."""
+        self._carrier.transport.set_write_buffer_limits(high=high, low=low)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol."""

@@ -104,6 +104,17 @@ def drain(sock: socket.socket, connection: Connection, buffer: memoryview, now: 
         pass
 
 
+def read_rest(sock: socket.socket, connection: Connection, buffer: memoryview, now: float) -> None:
+    """
+    Feed a connection what had come before its socket broke, of which the caller tells it afterwards.
+
+    A peer that closes while we write has often answered first, and its response counts more than our failure to write.
+    """
+    with contextlib.suppress(OSError):
+        while connection.dead is None and (count := sock.recv_into(buffer)):
+            connection.receive_data(buffer[:count], now)
+
+
 def peeker(sock: socket.socket) -> Callable[[], object]:
     """Return a function that tells whether there may be something to read: cheaper than a read that finds nothing."""
     if not hasattr(select, "poll"):

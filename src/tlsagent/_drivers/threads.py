@@ -24,6 +24,7 @@ it again, from what cannot be torn: which connections live, what each waiter wai
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -131,10 +132,11 @@ class StreamResponse(ResponseFacts):
     thread at a time may use it.
     """
 
-    __slots__ = ("__weakref__", "_agent")
+    __slots__ = ("__weakref__", "_agent", "_raw")
 
     def __init__(self, agent: Agent, exchange: Exchange) -> None:
         self._agent = agent
+        self._raw: RawConnection | None = None
         super().__init__(exchange)
 
     def iter_bytes(self) -> Iterator[bytes]:
@@ -161,9 +163,25 @@ class StreamResponse(ResponseFacts):
         """Return the rest of the body."""
         return b"".join(self.iter_bytes())
 
+    def upgrade(self) -> RawConnection:
+        """
+        Take over the connection, once the response has switched protocols: a 101, or a 2xx to CONNECT.
+
+        What the server has sent after the head comes first. The connection is the caller's to close, and is used for
+        nothing else; until it is closed it counts against `max_sockets`. Of all timeouts only `timeout`, inactivity,
+        still runs. A second call returns the same object.
+
+        Raises:
+            LocalProtocolError: The response switched nothing.
+        """
+        if self._raw is None:
+            self._raw = self._agent._hand_over(self._switched, self._exchange)
+        return self._raw
+
     def close(self) -> None:
         """Have done with the response. Before its end, this costs the connection. Idempotent."""
-        self._agent._drop(self._exchange)
+        if self._raw is None:
+            self._agent._drop(self._exchange)
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +191,7 @@ class StreamResponse(ResponseFacts):
 
     def __del__(self) -> None:
         exchange: Exchange | None = getattr(self, "_exchange", None)
-        if exchange is not None and exchange.lease is not None:
+        if exchange is not None and exchange.lease is not None and self._raw is None:
             self._agent._abandon_response(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
@@ -269,14 +287,19 @@ class Agent:
             timeouts: `Timeouts` laid over the agent's; a number means `total`.
             trailers: Fields to send after the body, which is then sent chunked.
             retry: False never sends twice.
+            expect_continue: Ask the server before the body is sent (RFC 9110, 10.1.1): it follows a 100 (Continue), or
+                the wait of `Http1Options.expect_continue_wait`. A final response in its place, such as 417, is
+                returned, and nothing of the body is sent. Needs content.
             trace: Called with the events of this request.
 
         Raises:
             RequestError: Exactly one for a request that failed.
             AgentClosed: The agent was closed.
         """
-        not_yet(early_data, expect_continue)
-        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        not_yet(early_data)
+        exchange = self._exchange(
+            method, url, headers, content, options, timeouts, trailers, retry, trace, expect_continue
+        )
         self._perform(exchange)
         return Response(exchange)
 
@@ -296,8 +319,10 @@ class Agent:
         trace: Callable[[Event], object] | None = None,
     ) -> StreamResponse:
         """Send a request and return the response as soon as its head is here; the caller must read or close it."""
-        not_yet(early_data, expect_continue)
-        exchange = self._exchange(method, url, headers, content, options, timeouts, trailers, retry, trace)
+        not_yet(early_data)
+        exchange = self._exchange(
+            method, url, headers, content, options, timeouts, trailers, retry, trace, expect_continue
+        )
         exchange.awaiting = Awaiting.HEAD
         response = StreamResponse(self, exchange)  # first: whatever strikes from now on, somebody answers for the lease
         self._perform(exchange)
@@ -344,9 +369,10 @@ class Agent:
         trailers: CallerFields | None,
         retry: bool | Unset,
         trace: Callable[[Event], object] | None,
+        expect_continue: bool,
     ) -> Exchange:
         exchange = self._core.exchange(
-            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace
+            method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
         if isinstance(exchange.body, Body) and exchange.body.asynchronous:
             raise LocalProtocolError("content is an asynchronous iterable: only AsyncAgent can send that")
@@ -583,14 +609,24 @@ class Agent:
 
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
         wire: Wire = connection.transport
-        for piece in body.pieces():
-            if not connection.send_body(exchange, piece, time.monotonic()):
-                self._after(connection, exchange, time.monotonic())
-                return
-            while not wire.flush(connection, time.monotonic()):
-                self._turn(connection, exchange)
-                if exchange.lease is None:
+        while exchange.holding and exchange.lease is not None:
+            self._turn(connection, exchange)
+        if exchange.lease is None or exchange.upload_stopped:
+            return
+        with contextlib.closing(body.pieces()) as pieces:
+            for piece in pieces:
+                if not connection.send_body(exchange, piece, time.monotonic()):
+                    self._after(connection, exchange, time.monotonic())
                     return
+                while not wire.flush(connection, time.monotonic()):
+                    self._turn(connection, exchange)
+                    if exchange.lease is None or exchange.upload_stopped:
+                        return
+                if wire.peek():
+                    # A peer that reads as fast as we write never makes us wait: look whether it has answered.
+                    self._turn(connection, exchange, wait=False)
+                    if exchange.lease is None or exchange.upload_stopped:
+                        return
         connection.end_body(exchange, time.monotonic())
         wire.flush(connection, time.monotonic())
         self._after(connection, exchange, time.monotonic())
@@ -601,12 +637,12 @@ class Agent:
             connection: Connection = exchange.lease.connection
             self._turn(connection, exchange)
 
-    def _turn(self, connection: Connection, exchange: Exchange) -> None:
-        """Wait for the socket once and take what it gives."""
+    def _turn(self, connection: Connection, exchange: Exchange, *, wait: bool = True) -> None:
+        """Wait for the socket once, unless told not to, and take what it gives."""
         wire: Wire = connection.transport
         now = time.monotonic()
         deadline = connection.next_deadline()
-        if now < deadline:
+        if wait and now < deadline:
             wire.wait(deadline - now)
         buffer = self._buffers.pop() if self._buffers else self._borrow()
         try:
@@ -658,6 +694,16 @@ class Agent:
             self._leave_queue(exchange, exchange.waker)
         if exchange.ticket is not None or exchange.lease is not None:
             self._change(self._core.give_up, exchange, time.monotonic())
+
+    def _hand_over(self, connection: Connection, exchange: Exchange) -> RawConnection:
+        """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
+        on_drop = functools.partial(self._abandon_response, exchange)
+        on_close = functools.partial(self._hang_up, exchange)
+        return RawConnection(self._core, connection, connection.take_over(), on_close, on_drop)
+
+    def _hang_up(self, exchange: Exchange, connection: Connection) -> None:
+        connection.hang_up("close")
+        self._after(connection, exchange, time.monotonic())
 
     def _drop(self, exchange: Exchange) -> None:
         lease = exchange.lease
@@ -938,9 +984,7 @@ def _first_free(waiters: Iterable[_Waiter]) -> _Waiter | None:
     return next((waiter for waiter in waiters if waiter.dialling is None), None)
 
 
-def not_yet(early_data: bool | Unset, expect_continue: bool) -> None:
+def not_yet(early_data: bool | Unset) -> None:
     """Refuse what this release does not do yet."""
     if early_data:
         raise NotImplementedError("early_data is not supported yet; leave it out")
-    if expect_continue:
-        raise NotImplementedError("expect_continue is not supported yet; leave it out")

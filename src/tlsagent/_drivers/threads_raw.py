@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from typing import TYPE_CHECKING, Final, cast
 
 from tlsagent._body import PIECE
@@ -24,15 +25,26 @@ _READ_BUFFER: Final = 65_536
 
 
 class RawConnection:
-    """A TLS connection outside the pool. One thread may send while another receives only if the caller takes turns."""
+    """
+    A TLS connection that carries no HTTP: one outside the pool, or one whose protocol a response has switched.
+
+    One thread may send while another receives only if the caller takes turns. It must be closed: one that was switched
+    and is dropped costs its connection and gives a ResourceWarning.
+    """
 
     def __init__(
-        self, core: AgentCore, connection: Connection, stream: RawStream, on_close: Callable[[Connection], None]
+        self,
+        core: AgentCore,
+        connection: Connection,
+        stream: RawStream,
+        on_close: Callable[[Connection], None],
+        on_drop: Callable[[], object] | None = None,
     ) -> None:
         self._core = core
         self._connection = connection
         self._stream = stream
         self._on_close = on_close
+        self._on_drop = on_drop
         self._buffer = memoryview(bytearray(_READ_BUFFER))
 
     @property
@@ -83,6 +95,7 @@ class RawConnection:
 
     def close(self) -> None:
         """Send close_notify and close the socket. Idempotent."""
+        self._on_drop = None
         if self._connection.dead is None:
             self._connection.close("close")
         self._on_close(self._connection)
@@ -110,3 +123,9 @@ class RawConnection:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if self._on_drop is not None:
+            self._on_drop()
+            text = f"the connection {self.info!r} was dropped without close()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
