@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from tlsagent.node.domains import canonical_address
 from tlsagent.node.identity import check_server_identity
-from tlsagent.node.request import Request, read_request
+from tlsagent.node.request import Request, first, read_request
 from tlsagent.node.values import (
     UNDEFINED,
     Options,
     get,
     is_array,
+    is_same,
     is_truthy,
     to_json,
     to_text,
@@ -43,7 +44,8 @@ def get_name(options: Options | None = None) -> str:
     It holds certificates, keys and passphrases as they are: never log it.
     """
     said = {} if options is None else options
-    name = f"{_or_nothing(said, 'host') or 'localhost'}:{_or_nothing(said, 'port')}:{_or_nothing(said, 'localAddress')}"
+    host = to_text(first(get(said, "host"), "localhost"))
+    name = f"{host}:{_or_nothing(said, 'port')}:{_or_nothing(said, 'localAddress')}"
     family = get(said, "family")
     if family in (4, 6) and not isinstance(family, bool):
         name += f":{to_text(family)}"
@@ -59,7 +61,7 @@ def _field(options: Options, name: str) -> str:
     if not is_truthy(value):
         return ""
     if name == "servername":
-        return "" if value == get(options, "host") else to_text(value)
+        return "" if is_same(value, get(options, "host")) else to_text(value)
     if name == "pfx" and is_array(value):
         return "".join(_pfx_item(item, get(options, "passphrase")) for item in value)
     return to_json(value) if name == "sigalgs" else to_text(value)
@@ -67,9 +69,7 @@ def _field(options: Options, name: str) -> str:
 
 def _pfx_item(item: object, passphrase: object) -> str:
     own = item if isinstance(item, Mapping) else {}
-    buf = own.get("buf")
-    secret = own.get("passphrase")
-    return f":{to_text(buf if is_truthy(buf) else item)}:{to_text(secret if is_truthy(secret) else passphrase)}"
+    return f":{to_text(first(own.get('buf'), item))}:{to_text(first(own.get('passphrase'), passphrase))}"
 
 
 def _or_nothing(options: Options, name: str) -> str:
@@ -109,11 +109,11 @@ def effective(
     name = get_name(merged)
     if _checks_by_itself(agent, request.options):
         name += ":1"  # a number of its own: such a connection is shared with nobody
-    if request.timeout is not UNDEFINED:
-        merged["timeout"] = request.timeout
+    timeout = first(request.timeout, get(agent, "timeout"))
+    if is_truthy(timeout):
+        merged["timeout"] = timeout
     if is_truthy(get(agent, "keepAlive")):
-        delay = get(agent, "keepAliveMsecs")
-        merged["keepAliveInitialDelay"] = delay if is_truthy(delay) else 1000
+        merged["keepAliveInitialDelay"] = first(get(agent, "keepAliveMsecs"), 1000)
     shown = {field: merged[field] for field in _SHOWN if get(merged, field) is not UNDEFINED}
     return {"name": name, **shown, "path": merged["path"], "encoding": None}
 
@@ -140,6 +140,4 @@ def _bad_host_header(header: object) -> OptionError:
 
 def _checks_by_itself(agent: Options, request: Options) -> bool:
     own = get(request, "checkServerIdentity")
-    return (
-        own is not UNDEFINED and own is not check_server_identity and not is_truthy(get(agent, "checkServerIdentity"))
-    )
+    return own not in (UNDEFINED, check_server_identity) and get(agent, "checkServerIdentity") is UNDEFINED

@@ -7,10 +7,12 @@ The order of the checks, the codes and the classes are Node 26's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
+from tlsagent.errors import OptionError
 from tlsagent.node.domains import parse_host
 from tlsagent.node.values import (
     UNDEFINED,
@@ -18,6 +20,7 @@ from tlsagent.node.values import (
     error,
     get,
     is_array,
+    is_buffer,
     is_nullish,
     is_number,
     is_truthy,
@@ -27,16 +30,18 @@ from tlsagent.node.values import (
     wrong_type,
 )
 
-if TYPE_CHECKING:
-    from tlsagent.errors import OptionError
-
 DEFAULT_PORT: Final = 443
+_PORT_OF_LAST_RESORT: Final = 80  # where an agent's defaultPort is falsy
 MAX_TIMER: Final = 2**31 - 1
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 _TOKEN: Final = re.compile(r"[\^_`a-zA-Z\-0-9!#$%&'*+.|~]+")
 _BAD_IN_VALUE: Final = re.compile("[^\t\x20-\x7e\x80-\xff]")
 _BAD_IN_PATH: Final = re.compile("[^\x21-\xff]")
-_URL: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*):[/\\]*(?P<authority>[^/\\?#]*)")
+_LONE_PERCENT: Final = re.compile("%(?![0-9a-fA-F]{2})")
+_BAD_URI: Final = "ERR_TLSAGENT_URL"
+# The schemes whose URLs always name a host (WHATWG URL, "special scheme").
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80, "wss": 443, "ws": 80, "ftp": 21}
+_URL: Final = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*):(?P<slashes>[/\\]*)(?P<authority>[^/\\?#]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +75,27 @@ def read_request(options: Options, url: str | None, agent: Options) -> Request:
     if is_truthy(path) and _BAD_IN_PATH.search(to_text(path)):
         raise error("ERR_UNESCAPED_CHARACTERS", "options.path must be percent-encoded: it holds spaces or others")
     _check_protocol(said, agent)
-    default_port = _first(said.get("defaultPort"), agent.get("defaultPort"), DEFAULT_PORT)
-    said["port"] = _first(said.get("port"), default_port)
+    own_port = agent.get("defaultPort")
+    own_port = DEFAULT_PORT if is_nullish(own_port) else first(own_port, _PORT_OF_LAST_RESORT)
+    default_port = first(said.get("defaultPort"), own_port)
+    said["port"] = first(said.get("port"), default_port)
     said["host"] = _host(said)
     timeout = get(said, "timeout")
     if timeout is not UNDEFINED:
         timeout = milliseconds("timeout", timeout)
     _check_http_options(said)
     headers = _headers(get(said, "headers"))
-    if headers is not None and "host" not in headers and _sets_host(said):
-        headers["host"] = _default_host_header(said, default_port)
+    if headers is not None:
+        if "host" not in headers and _sets_host(said):
+            headers["host"] = _default_host_header(said, default_port)
+            _check_value("host", headers["host"])
+        if "authorization" not in headers:
+            _check_auth(get(said, "auth"))
+    _check_unique_headers(get(said, "uniqueHeaders"))
     return Request(said, (headers or {}).get("host", UNDEFINED), timeout)
 
 
-def _first(*values: object) -> Any:
+def first(*values: object) -> Any:
     """Return the first value that is truthy, else the last: JavaScript's `||`."""
     return next(filter(is_truthy, values), values[-1])
 
@@ -96,22 +108,41 @@ def url_options(url: object) -> dict[str, object]:
     text = to_text(url).strip("".join(map(chr, range(0x21))))
     match = _URL.match(re.sub("[\t\n\r]", "", text))
     if match is None:
-        raise error("ERR_INVALID_URL", "the URL cannot be read: expected https://host[:port]/path")
-    userinfo, _, location = match["authority"].rpartition("@")
+        raise _bad_url("the URL cannot be read: expected https://host[:port]/path")
+    scheme = match["scheme"].lower()
+    options: dict[str, object] = {"protocol": scheme + ":", "hostname": ""}
+    authority = match["authority"] if scheme in _DEFAULT_PORTS or match["slashes"].startswith("//") else ""
+    if not authority and scheme not in _DEFAULT_PORTS:
+        return options
+    userinfo, _, location = authority.rpartition("@")
     host, port = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(.*)", location, re.DOTALL).groups()  # type: ignore[union-attr]
-    options: dict[str, object] = {"protocol": match["scheme"].lower() + ":"}
     try:
         options["hostname"] = parse_host(host).strip("[]")
     except ValueError as exc:
-        raise error("ERR_INVALID_URL", "the URL's host is neither a name nor an address") from exc
+        raise _bad_url("the URL's host is neither a name nor an address") from exc
     digits = port.removeprefix(":")
     if port[:1] not in ("", ":") or (digits and not (digits.isascii() and digits.isdigit() and int(digits) < 65_536)):
-        raise error("ERR_INVALID_URL", "the URL's port must be a number up to 65535")
-    if digits and int(digits) != {"https": 443, "http": 80}.get(match["scheme"].lower()):
+        raise _bad_url("the URL's port must be a number up to 65535")
+    if digits and int(digits) != _DEFAULT_PORTS.get(scheme):
         options["port"] = int(digits)
     if userinfo:
+        _check_percent_encoding(userinfo)
         options["auth"] = userinfo
     return options
+
+
+def _bad_url(message: str) -> OptionError:
+    return error("ERR_INVALID_URL", message)
+
+
+def _check_percent_encoding(userinfo: str) -> None:
+    try:
+        if _LONE_PERCENT.search(userinfo):
+            raise ValueError
+        unquote_to_bytes(userinfo.encode("utf-8", "replace")).decode("utf-8")
+    except ValueError:
+        # Node's URIError is a plain one. Credentials belong into no traceback.
+        raise OptionError("the URL's user name or password is not UTF-8 in percent-encoding", code=_BAD_URI) from None
 
 
 # Checks in Node's order -------------------------------------------------------------------------------------------
@@ -124,8 +155,8 @@ def _check_agent(agent: object) -> None:
 
 def _check_protocol(said: Options, agent: Options) -> None:
     expected = agent.get("protocol")
-    expected = "https:" if is_nullish(expected) else expected
-    protocol = _first(get(said, "protocol"), "https:")
+    expected = "https:" if is_nullish(expected) else first(expected, "http:")
+    protocol = first(get(said, "protocol"), "https:")
     if protocol != expected:
         raise error("ERR_INVALID_PROTOCOL", f"protocol {to_text(protocol)!r} is not supported: expected {expected!r}")
 
@@ -174,34 +205,59 @@ def no_signal(value: object) -> OptionError:
 
 
 def _headers(headers: object) -> dict[str, object] | None:
-    """Return the headers by lower-case name; None for a flat list, which Node sends as it is."""
+    """Return the headers by lower-case name; None for a list (of names and values, or of pairs), sent as it is."""
     if is_array(headers):
-        for name, value in zip(headers[::2], headers[1::2], strict=False):
-            _check_header(name, value)
+        for name, value in _pairs(headers):
+            _check_name(name)
+            for item in value if is_array(value) else [value]:
+                _check_value(name, item)
         return None
     found: dict[str, object] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else ():
-        _check_header(name, value)
+        _check_name(name)
+        _check_value(name, value)
         found[name.lower()] = value
-    return {name: value for name, value in found.items() if name != "host" or is_truthy(value)}
+    return {name: value for name, value in found.items() if name not in ("host", "authorization") or is_truthy(value)}
 
 
-def _check_header(name: object, value: object) -> None:
+def _pairs(headers: Sequence[Any]) -> list[tuple[Any, Any]]:
+    if headers and is_array(headers[0]):
+        return [(*entry, UNDEFINED, UNDEFINED)[:2] for entry in headers]
+    if len(headers) % 2:
+        raise error("ERR_INVALID_ARG_VALUE", "options.headers must have a value behind each name")
+    return list(zip(headers[::2], headers[1::2], strict=True))
+
+
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise error("ERR_INVALID_HTTP_TOKEN", "options.headers: a header's name must be a token")
+
+
+def _check_value(name: str, value: object) -> None:
     if value is UNDEFINED:
         raise error("ERR_HTTP_INVALID_HEADER_VALUE", f"options.headers: {name} has no value")
-    for item in value if is_array(value) else [value]:
-        if _BAD_IN_VALUE.search(to_text(item)):
-            raise error("ERR_INVALID_CHAR", f"options.headers: {name} holds a character that no header may have")
+    if _BAD_IN_VALUE.search(to_text(value)):
+        raise error("ERR_INVALID_CHAR", f"options.headers: {name} holds a character that no header may have")
+
+
+def _check_auth(auth: object) -> None:
+    if is_truthy(auth) and not (isinstance(auth, str) or is_buffer(auth) or is_array(auth)):
+        raise wrong_type("auth", "a string such as 'user:password'", auth)
+
+
+def _check_unique_headers(names: object) -> None:
+    if is_array(names) and not all(isinstance(name, str) for name in names):
+        raise wrong_type("uniqueHeaders", "an array of names", names)
 
 
 def _sets_host(said: Options) -> bool:
     value = get(said, "setHost")
-    return value is UNDEFINED or is_truthy(value)
+    return get(said, "setDefaultHeaders") is not False if value is UNDEFINED else is_truthy(value)
 
 
 def _default_host_header(said: Options, default_port: object) -> str:
+    if to_text(get(said, "method")).upper() == "CONNECT" and is_truthy(get(said, "path")):
+        return to_text(said["path"])
     host, port = to_text(said["host"]), said["port"]
     if host.count(":") > 1 and not host.startswith("["):
         host = f"[{host}]"

@@ -65,6 +65,13 @@ def is_truthy(value: object) -> bool:
     return not is_nullish(value) and value is not False
 
 
+def is_same(one: object, other: object) -> bool:
+    """Whether two values are `===`: strings and numbers by what they are, all else by which object it is."""
+    if isinstance(one, str) or is_number(one):
+        return not isinstance(other, bool) and one == other
+    return one is other
+
+
 def get(options: Options, name: str) -> object:
     """Return a property, `UNDEFINED` if it is absent."""
     return options.get(name, UNDEFINED)
@@ -73,6 +80,7 @@ def get(options: Options, name: str) -> object:
 # Text -------------------------------------------------------------------------------------------------------------
 
 _CONSTANTS: Final[dict[object, str]] = {None: "null", UNDEFINED: "undefined", True: "true", False: "false"}
+_INDEX: Final = re.compile("0|[1-9][0-9]{0,8}")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -119,8 +127,10 @@ def to_json(value: object) -> str:
     if is_array(value):
         return "[" + ",".join(map(to_json, value)) + "]"
     if isinstance(value, Mapping):
-        shown = {name: item for name, item in value.items() if item is not UNDEFINED and not callable(item)}
-        return "{" + ",".join(f"{to_json(str(name))}:{to_json(item)}" for name, item in shown.items()) + "}"
+        shown = {str(name): item for name, item in value.items() if item is not UNDEFINED and not callable(item)}
+        # JavaScript's order of properties: those that are an index come first, by their number.
+        names = sorted(shown, key=lambda name: int(name) if _INDEX.fullmatch(name) else math.inf)
+        return "{" + ",".join(f"{to_json(name)}:{to_json(shown[name])}" for name in names) + "}"
     return "null"
 
 
