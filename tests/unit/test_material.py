@@ -397,7 +397,6 @@ def test_key_items_are_checked(value, passphrase):
         b"0junk",
         "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         "-----BEGIN PRIVATE KEY-----\n????\n-----END PRIVATE KEY-----\n",
-        key_bytes(x25519.X25519PrivateKey.generate()),
         key_bytes(ec.generate_private_key(ec.SECP256R1()), Encoding.DER).replace(P256, P256[:-1] + b"\x7f"),
     ],
 )
@@ -409,6 +408,16 @@ def test_junk_keys_are_refused(junk):
         private_keys(junk, None)
 
     assert caught.value.code == "ERR_OSSL_UNSUPPORTED"
+
+
+def test_a_key_that_cannot_sign_is_refused():
+    """
+    A key for key exchange alone is none for TLS; the code is OpenSSL's and Node's.
+    """
+    with pytest.raises(OptionError, match="`key`") as caught:
+        private_keys(key_bytes(x25519.X25519PrivateKey.generate()), None)
+
+    assert caught.value.code == "ERR_SSL_UNKNOWN_CERTIFICATE_TYPE"
 
 
 def test_key_of_another_certificate_is_refused(ec_key):

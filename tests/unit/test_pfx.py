@@ -128,14 +128,28 @@ def test_unknown_names_in_an_item_are_refused_unseen():
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("lacking", ["key", "certificate"])
-def test_half_a_bundle_is_refused(lacking):
+@pytest.mark.parametrize(
+    ("lacking", "code"), [("key", "ERR_CRYPTO_OPERATION_FAILED"), ("certificate", "ERR_TLSAGENT_PFX")]
+)
+def test_half_a_bundle_is_refused(lacking, code):
     """
-    A bundle without key or certificate is no client certificate.
+    A bundle without key or certificate is no client certificate; Node has a code for the first alone.
     """
     data = bundle(**{lacking: False}, chain=[pki().root.certificate])
-    with pytest.raises(OptionError, match="needs both"):
+    with pytest.raises(OptionError, match="`pfx` lacks") as caught:
         pfx_bundles(data, SECRET)
+    assert caught.value.code == code
+
+
+def test_a_passphrase_with_a_nul_is_refused(capfd):
+    """
+    It opens nothing, and nobody shows it: the library beneath would panic, with the passphrase in its message.
+    """
+    with pytest.raises(OptionError, match="NUL") as caught:
+        pfx_bundles(bundle(), SECRET + "\0")
+    assert caught.value.code == "ERR_TLSAGENT_PFX"
+    assert SECRET not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_old_algorithms_are_read(tmp_path):

@@ -280,12 +280,29 @@ def _anchor(der: bytes) -> crypto.X509:
 
 
 def _parse_chain(data: bytes) -> CertificateChain:
+    if b"-----BEGIN" in data:
+        _check_leaf(data)
     ders = certificate_ders("cert", data)
     try:
         leaf, *extra = [x509.load_der_x509_certificate(der) for der in ders]
     except (ValueError, x509.InvalidVersion) as exc:
         raise bad_certificate("cert") from exc
     return CertificateChain(leaf, tuple(extra), hashlib.sha256(b"".join(ders)).digest())
+
+
+def _check_leaf(data: bytes) -> None:
+    """Have OpenSSL say what is wrong with the first certificate in PEM text: in its words, which are Node's codes."""
+    try:
+        crypto.load_certificate(crypto.FILETYPE_PEM, data)
+    except crypto.Error as exc:
+        if not exc.args[0]:  # a block without content
+            raise bad_certificate("cert") from exc
+        library, _function, reason = exc.args[0][0]
+        room = {"PEM routines": "PEM_", "asn1 encoding routines": "ASN1_"}.get(library, "")
+        raise OptionError(
+            f"`cert` begins with no certificate: {reason} (expected '-----BEGIN CERTIFICATE-----')",
+            code=f"ERR_OSSL_{room}{reason.upper().replace(' ', '_')}",
+        ) from exc
 
 
 # Keys -------------------------------------------------------------------------------------------------------------
@@ -340,15 +357,15 @@ def _private_key(data: bytes, passphrase: bytes | None) -> PrivateKey:
             raise _unusable_key() from exc
         raise OptionError("`passphrase` does not decrypt `key`", code="ERR_OSSL_BAD_DECRYPT") from exc
     if not isinstance(key, SigningKey):
-        raise _unusable_key()
+        raise _unusable_key("ERR_SSL_UNKNOWN_CERTIFICATE_TYPE")
     return PrivateKey(key, _spki_digest(key.public_key()))
 
 
-def _unusable_key() -> OptionError:
+def _unusable_key(code: str = "ERR_OSSL_UNSUPPORTED") -> OptionError:
     return OptionError(
         "`key` is not a private key that TLS can use: expected PEM or DER of an RSA, EC, Ed25519, Ed448 or DSA key "
         "(to name a file, pass a pathlib.Path)",
-        code="ERR_OSSL_UNSUPPORTED",
+        code=code,
     )
 
 
@@ -520,11 +537,13 @@ def _sealed_pfx(data: bytes) -> EncryptedPfx:
 
 def _open_pfx(data: bytes, secret: bytes) -> Pfx:
     bundle = _load_pfx(data, secret)
-    if not isinstance(bundle.key, SigningKey) or bundle.cert is None:
+    if not isinstance(bundle.key, SigningKey):
         raise OptionError(
-            "`pfx` lacks a certificate, or a private key that TLS can use: a client certificate needs both",
-            code="ERR_TLSAGENT_PFX",
+            "`pfx` lacks a private key that TLS can use: a client certificate needs one",
+            code="ERR_CRYPTO_OPERATION_FAILED",
         )
+    if bundle.cert is None:
+        raise OptionError("`pfx` lacks the certificate of its private key", code="ERR_TLSAGENT_PFX")
     leaf = bundle.cert.certificate
     extra = _in_chain_order(leaf, [other.certificate for other in bundle.additional_certs])
     ders = [one.public_bytes(Encoding.DER) for one in (leaf, *extra)]
@@ -535,6 +554,8 @@ def _open_pfx(data: bytes, secret: bytes) -> Pfx:
 
 def _load_pfx(data: bytes, secret: bytes) -> pkcs12.PKCS12KeyAndCertificates:
     problem = "`passphrase` does not open `pfx`" if secret else "`pfx` is encrypted: set `passphrase`"
+    if b"\0" in secret:  # the library would panic, and show it
+        raise OptionError(f"{problem}: it holds a NUL character", code="ERR_TLSAGENT_PFX")
     try:
         return pkcs12.load_pkcs12(data, secret or None)
     except ValueError as exc:

@@ -63,21 +63,42 @@ def _cipher_list(value: str) -> CipherList:
 def _try_ciphers(value: str, tls12: str, tls13: str) -> None:
     code = "ERR_SSL_NO_CIPHER_MATCH"
     # OpenSSL reads up to a NUL and would ignore what stands behind it.
-    if value.isascii() and "\0" not in value:
+    if "\0" not in value:
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         try:
             if tls13:
-                context.set_tls13_ciphersuites(tls13.encode())
+                context.set_tls13_ciphersuites(tls13.encode("utf-8", "replace"))
             if tls12:
-                context.set_cipher_list(tls12.encode())
+                context.set_cipher_list(_WORD.sub(_unless_misspelt, tls12).encode("utf-8", "replace"))
         except SSL.Error as exc:
             code = "ERR_SSL_" + exc.args[0][-1][2].upper().replace(" ", "_")
         else:
-            return
+            if value.isascii():
+                return
     raise OptionError(
         f"`ciphers` {quoted(value)} is not usable: names are OpenSSL's and case-sensitive, see `openssl ciphers -v`",
         code=code,
     )
+
+
+# OpenSSL 4 takes names in any case. Earlier versions do not know those, and ignore them beside one that they know.
+_WORD: Final = re.compile("@?[A-Za-z0-9_.-]+")
+_MIXED_CASE: Final = frozenset(
+    {
+        "kRSA", "kEDH", "kDHE", "kEECDH", "kECDHE", "kPSK", "kRSAPSK", "kECDHEPSK", "kDHEPSK", "kSRP", "kGOST",
+        "kGOST18", "aRSA", "aDSS", "aNULL", "aECDSA", "aPSK", "aGOST01", "aGOST12", "aGOST", "aSRP", "eNULL", "SSLv3",
+        "TLSv1", "TLSv1.0", "TLSv1.2",
+    }
+)  # fmt: skip
+_OTHER_CASE: Final = frozenset(map(str.upper, _MIXED_CASE))
+
+
+def _unless_misspelt(match: re.Match[str]) -> str:
+    """Return a word of a cipher list, or what no OpenSSL knows in its place."""
+    word = match[0].lstrip("-")
+    if word in _MIXED_CASE or (word == word.upper() and word not in _OTHER_CASE):
+        return match[0]
+    return "@?" if word.startswith("@") else "UNKNOWN"
 
 
 # Groups and signature algorithms ----------------------------------------------------------------------------------
@@ -194,7 +215,10 @@ def _parse_dh(data: bytes) -> DHParameters:
     if not bits or not binding.is_dh_group(pem):
         raise _refused_dh("holds no DH parameters: expected '-----BEGIN DH PARAMETERS-----' or DER bytes")
     if bits < _LEAST_DH_BITS:
-        raise _refused_dh(f"has {bits} bits: {_LEAST_DH_BITS} are the least, 2048 and more are sound")
+        raise OptionTypeError(
+            f"`dhparam` has {bits} bits: {_LEAST_DH_BITS} are the least, 2048 and more are sound",
+            code="ERR_INVALID_ARG_VALUE",
+        )
     return DHParameters(pem, bits, hashlib.sha256(der).digest())
 
 

@@ -306,10 +306,11 @@ def _default_store() -> crypto.X509Store:
 def _set_identity(context: SSL.Context, chains: tuple[CertificateChain, ...], keys: tuple[PrivateKey, ...]) -> None:
     owned = {key.spki_digest: key for key in keys}
     extra = {}
-    for chain in chains:
-        key = owned.get(_spki_digest(chain.leaf))
+    keyed = [(chain, owned.get(_spki_digest(chain.leaf))) for chain in chains]
+    # One without a key is never sent, but OpenSSL is asked whether it is too weak. First, so that it replaces no other.
+    for chain, key in sorted(keyed, key=lambda one: one[1] is not None):
+        context.use_certificate(chain.leaf)
         if key is not None:
-            context.use_certificate(chain.leaf)
             _use_key(context, key)
             extra.update(dict.fromkeys(chain.extra))
     # OpenSSL keeps one pool of intermediates for all leaves here. Peers sort out those that are not theirs.

@@ -17,9 +17,21 @@ from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, ServerOpti
 from tlsagent._secure_context import create_secure_context
 from tlsagent.errors import OptionError, OptionTypeError
 from tlsagent.node import converters, proxies
-from tlsagent.node.request import milliseconds, read_request, url_options
+from tlsagent.node.request import read_request, server_name, url_options
 from tlsagent.node.support import SUPPORT, Call
-from tlsagent.node.values import UNDEFINED, Options, as_node, error, get, is_nullish, is_truthy, to_text
+from tlsagent.node.values import (
+    UNDEFINED,
+    Options,
+    as_node,
+    error,
+    get,
+    is_nullish,
+    is_number,
+    is_truthy,
+    to_int32,
+    to_text,
+    wrong_type,
+)
 
 if TYPE_CHECKING:
     from tlsagent._tls.context import SecureContext
@@ -37,7 +49,7 @@ def secure_context(options: Options | None = None) -> SecureContext:
         OptionError: With Node's code, in Node's class.
     """
     given = _object("context", options)
-    return _make(create_secure_context, _converted("context", given, _CONTEXT_ORDER))
+    return _make(create_secure_context, _converted("context", given, _CONTEXT_ORDER, tried=True))
 
 
 def connection_options(options: Options) -> ConnectionOptions:
@@ -47,15 +59,20 @@ def connection_options(options: Options) -> ConnectionOptions:
     Raises:
         OptionError: With Node's code, in Node's class.
     """
+    if options is None:
+        raise wrong_type("port", "a number or a string", options)
     given = _object("connect", options)
+    from_options = not is_truthy(get(given, "secureContext"))
     said = _converted("connect", given, _BEFORE_CONTEXT)
-    context = _converted("connect", given, _CONTEXT_ORDER)
-    if "secure_context" not in said:
+    context = _converted("connect", given, _CONTEXT_ORDER, tried=True) if from_options else {}
+    if from_options:
         _make(create_secure_context, context)
     said |= context | _converted("connect", given, _CONNECTION_ORDER)
     if not (is_truthy(get(given, "socket")) or is_truthy(get(given, "path"))) and get(given, "port") is UNDEFINED:
         raise error("ERR_MISSING_ARGS", "options.port or options.path must be given")
     said |= _converted("connect", given, _NET_ORDER)
+    if not from_options:
+        said |= _converted("connect", given, _CONTEXT_ORDER)
     return _make(ConnectionOptions, said | _tcp_keep_alive(given, "keepAliveInitialDelay"))
 
 
@@ -68,7 +85,7 @@ def agent_options(options: Options | None = None) -> AgentOptions:
     """
     given = _object("agent", options)
     said = {"keep_alive": is_truthy(get(given, "keepAlive"))}
-    for order in (_AGENT_ORDER, _BEFORE_CONTEXT, _CONTEXT_ORDER, _CONNECTION_ORDER, _NET_ORDER):
+    for order in (_AGENT_ORDER, *_orders(given)):
         said |= _converted("agent", given, order)
     return _make(AgentOptions, said | _tcp_keep_alive(given, "keepAliveMsecs"))
 
@@ -82,6 +99,7 @@ def request_options(options: Options | None = None, url: str | None = None) -> C
     """
     given = _object("request", options)
     request = read_request(given, url, {})
+    server_name(request.options, request.host_header)
     # The name in the URL is whom we talk to; only what was said beside it is where the bytes go.
     address = {name: value for name, value in given.items() if name not in ("host", "hostname", "port", "path")}
     if any(is_truthy(get(given, name)) for name in ("host", "hostname")):
@@ -90,7 +108,7 @@ def request_options(options: Options | None = None, url: str | None = None) -> C
     if is_truthy(get(given, "port")) or (is_truthy(get(given, "defaultPort")) and not port_in_url):
         address["port"] = request.options["port"]
     said: dict[str, Any] = {}
-    for order in (_REQUEST_ORDER, _BEFORE_CONTEXT, _CONTEXT_ORDER, _CONNECTION_ORDER, _NET_ORDER):
+    for order in (_REQUEST_ORDER, *_orders(given)):
         said |= _converted("request", address, order)
     return _make(ConnectionOptions, said | _tcp_keep_alive(given, "keepAliveInitialDelay"))
 
@@ -132,8 +150,13 @@ def _places(calls: frozenset[Call]) -> str:
     return " or ".join(place for call, place in _PLACES.items() if call in calls)
 
 
-def _converted(call: Call, options: Options, order: Order) -> dict[str, Any]:
-    """Return the fields that the options of one stage become, each checked by itself, in Node's order."""
+def _converted(call: Call, options: Options, order: Order, *, tried: bool = False) -> dict[str, Any]:
+    """
+    Return the fields that the options of one stage become, each checked by itself, in Node's order.
+
+    Args:
+        tried: Certificates and keys are tried together with what was said before them, as Node does there and then.
+    """
     said: dict[str, Any] = {}
     for name, convert in order.items():
         if name not in options or call not in SUPPORT[name].calls:
@@ -146,6 +169,8 @@ def _converted(call: Call, options: Options, order: Order) -> dict[str, Any]:
         beside = {"passphrase": said["passphrase"]} if field in ("key", "pfx") and "passphrase" in said else {}
         kind = ConnectionOptions if field in ConnectionOptions.field_names() else AgentOptions
         refuse_server_protocol(_make(kind, {field: value, **beside}))
+        if tried and field in ("cert", "key", "pfx"):
+            _make(create_secure_context, said)
     return said
 
 
@@ -156,6 +181,13 @@ def _make(make: Callable[..., _Made], said: Mapping[str, Any]) -> _Made:
         raise as_node(exc) from exc.__cause__
 
 
+def _orders(options: Options) -> tuple[Order, ...]:
+    """Return the stages of a connection; Node does not look at what a secureContext replaces, so it comes last."""
+    if is_truthy(get(options, "secureContext")):
+        return _BEFORE_CONTEXT, _CONNECTION_ORDER, _NET_ORDER, _CONTEXT_ORDER
+    return _BEFORE_CONTEXT, _CONTEXT_ORDER, _CONNECTION_ORDER, _NET_ORDER
+
+
 def _tcp_keep_alive(options: Options, delay_name: str) -> dict[str, Any]:
     """Return SO_KEEPALIVE as it was asked for: with a delay in whole seconds, else with the system's own."""
     delay = get(options, delay_name)
@@ -164,7 +196,10 @@ def _tcp_keep_alive(options: Options, delay_name: str) -> dict[str, Any]:
         return {}
     if not is_truthy(delay):
         delay = 1000 if is_agent else 0
-    return {"tcp_keep_alive": int(milliseconds(delay_name, delay) // 1000) or True}
+    if not is_number(delay):
+        raise wrong_type(delay_name, "a number of milliseconds", delay)
+    seconds = to_int32(delay / 1000)
+    return {"tcp_keep_alive": seconds if seconds > 0 else True}
 
 
 # Node's order -----------------------------------------------------------------------------------------------------
@@ -172,23 +207,23 @@ def _tcp_keep_alive(options: Options, delay_name: str) -> dict[str, Any]:
 _BEFORE_CONTEXT: Final[Order] = {
     "checkServerIdentity": converters.identity_check,
     "minDHSize": converters.min_dh_size,
-    "secureContext": converters.if_truthy,
 }
 _CONTEXT_ORDER: Final[Order] = {
     "minVersion": converters.version,
     "maxVersion": converters.version,
-    "secureProtocol": converters.if_truthy,
+    "secureProtocol": converters.secure_protocol,
     "secureOptions": converters.if_truthy,
     "honorCipherOrder": converters.truth,
+    "ciphers": converters.unless_nullish,
     "ca": converters.certificates,
     "allowPartialTrustChain": converters.unless_nullish,
     "cert": converters.certificates,
-    "passphrase": converters.unless_nullish,
+    "passphrase": converters.passphrase,
     "key": converters.keys,
+    "certificateCompression": converters.certificate_compression,
     "sigalgs": converters.unless_nullish,
     "privateKeyIdentifier": converters.key_in_engine,
     "privateKeyEngine": converters.key_in_engine,
-    "ciphers": converters.unless_nullish,
     "ecdhCurve": converters.required_string,
     "dhparam": converters.dhparam,
     "crl": converters.crl,
@@ -197,12 +232,14 @@ _CONTEXT_ORDER: Final[Order] = {
     "clientCertEngine": converters.unless_nullish,
     "ticketKeys": converters.ticket_keys,
     "sessionTimeout": converters.session_timeout,
-    "certificateCompression": converters.certificate_compression,
 }
 _CONNECTION_ORDER: Final[Order] = {
-    "servername": converters.servername,
+    "servername": converters.no_address,
     "enableTrace": converters.unless_nullish,
     "ALPNProtocols": converters.alpn_protocols,
+    "secureContext": converters.if_truthy,
+    "keepAliveInitialDelay": converters.probe_delay,
+    "highWaterMark": converters.high_water_mark,
     "signal": converters.signal,
     "session": converters.session,
     "pskCallback": converters.psk_source,
@@ -212,7 +249,6 @@ _CONNECTION_ORDER: Final[Order] = {
     "SNICallback": converters.if_truthy,
     "socket": converters.unless_nullish,
     "allowHalfOpen": converters.refuse,
-    "highWaterMark": converters.refuse,
     "onread": converters.refuse,
     "ALPNCallback": converters.refuse,
     "pskIdentityHint": converters.refuse,
@@ -229,10 +265,11 @@ _NET_ORDER: Final[Order] = {
     "autoSelectFamily": converters.unless_nullish,
     "autoSelectFamilyAttemptTimeout": converters.attempt_timeout,
     "lookup": converters.unless_nullish,
-    "family": converters.family,
     "hints": converters.hints,
+    "family": converters.family,
     "noDelay": converters.truth,
     "blockList": converters.refuse,
+    "servername": converters.servername,
 }
 _AGENT_ORDER: Final[Order] = {
     "scheduling": converters.if_truthy,
@@ -252,5 +289,6 @@ _REQUEST_ORDER: Final[Order] = {
     "insecureHTTPParser": converters.refuse,
     "maxHeaderSize": converters.refuse,
     "uniqueHeaders": converters.refuse,
+    "httpValidation": converters.only_strict,
     "setDefaultHeaders": converters.only_true,
 }

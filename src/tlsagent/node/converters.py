@@ -8,14 +8,16 @@ where Node takes it for unsaid. What the value means is checked by the rule of t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tlsagent._options import UNSET, Psk
 from tlsagent.errors import CertificateNameError, OptionError
+from tlsagent.node.domains import canonical_address
 from tlsagent.node.identity import check_server_identity
-from tlsagent.node.request import MAX_TIMER, milliseconds, no_signal
+from tlsagent.node.request import MAX_TIMER, first, milliseconds, no_signal
 from tlsagent.node.support import SUPPORT
 from tlsagent.node.values import (
     UNDEFINED,
@@ -28,6 +30,7 @@ from tlsagent.node.values import (
     is_number,
     is_truthy,
     out_of_range,
+    to_int32,
     to_number,
     wrong_type,
 )
@@ -71,6 +74,12 @@ def only_true(name: str, value: Any, _all: Options) -> Any:
     return UNSET
 
 
+def only_strict(name: str, value: Any, _all: Options) -> Any:
+    if value not in (UNDEFINED, "strict"):
+        raise unsupported(name)
+    return UNSET
+
+
 def required_string(name: str, value: Any, _all: Options) -> Any:
     if value is None:
         raise wrong_type(name, "a string", value)
@@ -86,12 +95,19 @@ def _required_function(name: str, value: Any) -> Any:
 # Material
 
 
-def _pem(name: str, item: Any, begin: bytes, code: str) -> Any:
+# RFC 7468, 2: a boundary is a line of its own. OpenSSL lets nothing stand before it, and blanks behind it.
+_PEM_BEGIN: Final = re.compile(rb"^-----BEGIN [^-\r\n]*-----[ \t]*\r?$", re.MULTILINE)
+_PEM_OF_A_KIND: Final = re.compile(b"-----BEGIN")
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+def _pem(name: str, item: Any, code: str, begin: re.Pattern[bytes] = _PEM_BEGIN) -> Any:
     """Return one item of PEM; Node reads no DER."""
     if not (isinstance(item, str) or is_buffer(item)):
         raise wrong_type(name, "a string or a Buffer", item)
-    if begin not in (item.encode("utf-8", "replace") if isinstance(item, str) else bytes(item)):
-        raise error(code, f"options.{name} holds no PEM text with {begin.decode()!r}")
+    data = item.encode("utf-8", "replace") if isinstance(item, str) else bytes(item)
+    if not begin.search(data.removeprefix(_BYTE_ORDER_MARK)):
+        raise error(code, f"options.{name} holds no PEM text: expected a line '-----BEGIN ...-----'")
     return item
 
 
@@ -101,7 +117,8 @@ def certificates(name: str, value: Any, _all: Options) -> Any:
     if not is_truthy(value):
         return UNSET
     items = value if is_array(value) else [value]
-    return [_pem(name, item, b"-----BEGIN", "ERR_OSSL_PEM_NO_START_LINE") for item in items]
+    # What is wrong with a certificate is said when it is read.
+    return [_pem(name, item, "ERR_OSSL_PEM_NO_START_LINE", _PEM_OF_A_KIND) for item in items]
 
 
 def keys(name: str, value: Any, options: Options) -> Any:
@@ -113,7 +130,7 @@ def keys(name: str, value: Any, options: Options) -> Any:
 
 
 def _key_pem(name: str, item: Any) -> Any:
-    return _pem(name, item, b"-----BEGIN", "ERR_OSSL_UNSUPPORTED")
+    return _pem(name, item, "ERR_OSSL_UNSUPPORTED")
 
 
 def _key_item(name: str, item: Any) -> Any:
@@ -123,7 +140,28 @@ def _key_item(name: str, item: Any) -> Any:
         raise wrong_type(name, "an item with pem and passphrase, nothing else", item)
     pem = _key_pem(name, item["pem"])
     passphrase = get(item, "passphrase")
+    if not (is_nullish(passphrase) or isinstance(passphrase, str)):
+        raise wrong_type("passphrase", "a string", passphrase)
     return {"pem": pem} if is_nullish(passphrase) else {"pem": pem, "passphrase": passphrase}
+
+
+def passphrase(name: str, value: Any, options: Options) -> Any:
+    if is_nullish(value) or isinstance(value, str):
+        return unless_nullish(name, value, options)
+    if not is_truthy(get(options, "key")) and not is_nullish(get(options, "pfx")):
+        if not is_truthy(value):
+            return UNSET
+        if is_buffer(value):
+            return _decoded(name, bytes(value))
+    raise wrong_type(name, "a string", value)
+
+
+def _decoded(name: str, value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        # Neither the bytes nor the exception that knows them belong into a traceback.
+        raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must be a string, or one in UTF-8") from None
 
 
 def pfx(name: str, value: Any, _all: Options) -> Any:
@@ -135,10 +173,12 @@ def pfx(name: str, value: Any, _all: Options) -> Any:
 
 
 def _pfx_item(name: str, item: Any) -> Any:
+    if is_nullish(item):
+        raise wrong_type(name, "an array of Buffers and of objects with buf and passphrase", item)
     if not isinstance(item, Mapping):
         return _pfx_bytes(name, item)
     passphrase = get(item, "passphrase")
-    buf = _pfx_bytes(name, get(item, "buf"))
+    buf = _pfx_bytes(name, first(get(item, "buf"), item))
     return {"buf": buf, "passphrase": passphrase} if is_truthy(passphrase) else {"buf": buf}
 
 
@@ -155,14 +195,14 @@ def crl(name: str, value: Any, _all: Options) -> Any:
         return UNSET
     code = "ERR_CRYPTO_OPERATION_FAILED"
     if is_array(value):
-        return [_pem(name, item, b"-----BEGIN", code) for item in value]
-    return _pem(name, value, b"-----BEGIN", code)
+        return [_pem(name, item, code) for item in value]
+    return _pem(name, value, code)
 
 
 def dhparam(name: str, value: Any, _all: Options) -> Any:
     if is_nullish(value) or value == "auto":
         return unless_nullish(name, value, _all)
-    return _pem(name, value, b"-----BEGIN", "ERR_CRYPTO_OPERATION_FAILED")
+    return _pem(name, value, "ERR_CRYPTO_OPERATION_FAILED")
 
 
 # The handshake
@@ -176,6 +216,12 @@ def version(name: str, value: Any, options: Options) -> Any:
             "ERR_TLS_PROTOCOL_VERSION_CONFLICT", f"options.{name} and options.secureProtocol exclude each other"
         )
     return value
+
+
+def secure_protocol(name: str, value: Any, _all: Options) -> Any:
+    if value == "":
+        raise error("ERR_TLS_INVALID_PROTOCOL_METHOD", f"options.{name} must not be empty: leave it out instead")
+    return if_truthy(name, value, _all)
 
 
 def _whole_number(name: str, value: Any, low: int, high: int) -> int:
@@ -209,8 +255,10 @@ def key_in_engine(name: str, value: Any, options: Options) -> Any:
             raise error("ERR_INVALID_ARG_VALUE", "options.privateKeyEngine must name the engine of the key")
         if is_truthy(get(options, "key")):
             raise error("ERR_INVALID_ARG_VALUE", "options.privateKeyIdentifier and options.key exclude each other")
-    if not isinstance(value, str):
-        raise wrong_type(name, "a string, None or absent", value)
+    both = {name: value, "privateKeyEngine": get(options, "privateKeyEngine")}
+    for one, said in both.items():
+        if not isinstance(said, str):
+            raise wrong_type(one, "a string, None or absent", said)
     raise OptionError(
         f"options.{name} is not supported: {SUPPORT[name].why}", code="ERR_CRYPTO_CUSTOM_ENGINE_NOT_SUPPORTED"
     )
@@ -223,7 +271,9 @@ def certificate_compression(name: str, value: Any, _all: Options) -> Any:
         raise wrong_type(name, "an array of zlib, brotli, zstd", value)
     if len(value) > len(_CERTIFICATE_COMPRESSION) or any(item not in _CERTIFICATE_COMPRESSION for item in value):
         raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must hold at most each of zlib, brotli, zstd")
-    raise unsupported(name)
+    if len(set(value)) < len(value):
+        raise error("ERR_CRYPTO_OPERATION_FAILED", f"options.{name} names an algorithm twice")
+    return refuse(name, len(value), _all)
 
 
 # The connection
@@ -274,6 +324,12 @@ def min_dh_size(name: str, value: Any, _all: Options) -> Any:
     if is_nullish(value):
         raise wrong_type(name, "a number", value)
     return value
+
+
+def no_address(name: str, value: Any, _all: Options) -> Any:
+    if isinstance(value, str) and canonical_address(value) is not None:
+        raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must not be an IP address (RFC 6066, 3)")
+    return UNSET
 
 
 def servername(_name: str, value: Any, _all: Options) -> Any:
@@ -361,9 +417,24 @@ def attempt_timeout(name: str, value: Any, _all: Options) -> Any:
 def hints(name: str, value: Any, _all: Options) -> Any:
     if not is_truthy(value):
         return UNSET
-    if not is_number(value) or int(value) & ~_RESOLVER_HINTS:
+    if not is_number(value):
+        raise wrong_type(name, "a number", value)
+    flags = to_int32(value)
+    if flags & ~_RESOLVER_HINTS:
         raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must be flags of dns.lookup")
-    raise unsupported(name)
+    return refuse(name, flags, _all)
+
+
+def probe_delay(name: str, value: Any, _all: Options) -> Any:
+    if not (value is UNDEFINED or is_number(value)):
+        raise wrong_type(name, "a number of milliseconds", value)
+    return UNSET
+
+
+def high_water_mark(name: str, value: Any, _all: Options) -> Any:
+    if not is_nullish(value) and not (is_number(value) and value >= 0 and value % 1 == 0):
+        raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must be a whole number of bytes")
+    return refuse(name, value, _all)
 
 
 def signal(_name: str, value: Any, _all: Options) -> Any:

@@ -7,11 +7,10 @@ The exact strings of Node 26. The library's own key, `_identity.PoolKey`, has no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from tlsagent.node.domains import canonical_address
 from tlsagent.node.identity import check_server_identity
-from tlsagent.node.request import Request, first, read_request
+from tlsagent.node.request import first, read_request, server_name
 from tlsagent.node.values import (
     UNDEFINED,
     Options,
@@ -21,11 +20,7 @@ from tlsagent.node.values import (
     is_truthy,
     to_json,
     to_text,
-    wrong_type,
 )
-
-if TYPE_CHECKING:
-    from tlsagent.errors import OptionError
 
 # The fields behind host, port and address, in Node's order. These three are written unless undefined.
 _FIELDS: Final = (
@@ -103,9 +98,7 @@ def effective(
         merged["path"] = merged["socketPath"]
     if get(agent, "noDelay") is UNDEFINED:
         merged["noDelay"] = True
-    servername = get(merged, "servername")
-    if not is_truthy(servername) and servername != "":
-        merged["servername"] = _server_name(merged, request)
+    merged["servername"] = server_name(merged, request.host_header)
     name = get_name(merged)
     if _checks_by_itself(agent, request.options):
         name += ":1"  # a number of its own: such a connection is shared with nobody
@@ -116,26 +109,6 @@ def effective(
         merged["keepAliveInitialDelay"] = first(get(agent, "keepAliveMsecs"), 1000)
     shown = {field: merged[field] for field in _SHOWN if get(merged, field) is not UNDEFINED}
     return {"name": name, **shown, "path": merged["path"], "encoding": None}
-
-
-def _server_name(merged: Options, request: Request) -> object:
-    name = get(merged, "host")
-    header = request.host_header
-    if is_truthy(header):
-        name = _host_of(header)
-    return "" if canonical_address(to_text(name)) is not None else name
-
-
-def _host_of(header: object) -> str:
-    if not isinstance(header, str):
-        raise _bad_host_header(header)
-    if header.startswith("["):
-        return header[1 : header.index("]")] if "]" in header else header
-    return header.partition(":")[0]
-
-
-def _bad_host_header(header: object) -> OptionError:
-    return wrong_type("headers.host", "a string", header)
 
 
 def _checks_by_itself(agent: Options, request: Options) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from tlsagent.errors import OptionError
-from tlsagent.node.domains import parse_host
+from tlsagent.node.domains import canonical_address, parse_host
 from tlsagent.node.values import (
     UNDEFINED,
     Options,
@@ -194,9 +194,24 @@ def _check_http_options(said: Options) -> None:
             raise wrong_type("maxHeaderSize", "a number of bytes", size)
         if size != int(size if abs(size) <= _MAX_SAFE_INTEGER else 0) or size < 0:
             raise out_of_range("maxHeaderSize", "a whole number of bytes, at least 0", size)
-    for name in ("insecureHTTPParser", "joinDuplicateHeaders"):
-        if not isinstance(said.get(name, False), bool) and said[name] is not UNDEFINED:
-            raise wrong_type(name, "True or False", said[name])
+    _check_boolean("insecureHTTPParser", said)
+    _check_validation(said)
+    _check_boolean("joinDuplicateHeaders", said)
+
+
+def _check_boolean(name: str, said: Options) -> None:
+    if not isinstance(said.get(name, False), bool) and said[name] is not UNDEFINED:
+        raise wrong_type(name, "True or False", said[name])
+
+
+def _check_validation(said: Options) -> None:
+    value = get(said, "httpValidation")
+    if value is UNDEFINED:
+        return
+    if value not in ("strict", "relaxed", "insecure"):
+        raise error("ERR_INVALID_ARG_VALUE", "options.httpValidation must be 'strict', 'relaxed' or 'insecure'")
+    if get(said, "insecureHTTPParser") is not UNDEFINED:
+        raise error("ERR_INVALID_ARG_VALUE", "options.httpValidation and insecureHTTPParser exclude each other")
 
 
 def no_signal(value: object) -> OptionError:
@@ -212,6 +227,8 @@ def _headers(headers: object) -> dict[str, object] | None:
             for item in value if is_array(value) else [value]:
                 _check_value(name, item)
         return None
+    if isinstance(headers, str):
+        headers = {str(at): char for at, char in enumerate(headers)}
     found: dict[str, object] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else ():
         _check_name(name)
@@ -262,3 +279,23 @@ def _default_host_header(said: Options, default_port: object) -> str:
     if host.count(":") > 1 and not host.startswith("["):
         host = f"[{host}]"
     return host if to_number(port) == default_port else f"{host}:{to_text(port)}"
+
+
+# Server name ------------------------------------------------------------------------------------------------------
+
+
+def server_name(options: Options, host_header: object) -> object:
+    """Return the name of TLS: `servername`, else that of the Host header or the host; "" in place of an address."""
+    said = get(options, "servername")
+    if is_truthy(said) or said == "":
+        return said
+    name = _host_of(host_header) if is_truthy(host_header) else get(options, "host")
+    return "" if canonical_address(to_text(name)) is not None else name
+
+
+def _host_of(header: object) -> str:
+    if not isinstance(header, str):
+        raise wrong_type("headers.host", "a string", header)
+    if header.startswith("["):
+        return header[1 : header.index("]")] if "]" in header else header
+    return header.partition(":")[0]

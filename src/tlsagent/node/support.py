@@ -190,6 +190,7 @@ _ROWS: Final[tuple[tuple[frozenset[Call], tuple[_Row, ...]], ...]] = (
             ("auth", "refused", "request(headers=...)", "send an Authorization header"),
             ("maxHeaderSize", "refused", "Http1Options(max_head_size=...)", "a limit of the agent, not of a request"),
             ("insecureHTTPParser", "refused", "", "there is no lenient parser to switch to"),
+            ("httpValidation", "refused", "", "headers are always checked strictly, so 'strict' is no different"),
             ("joinDuplicateHeaders", "mapped", "Headers", "headers keep repeats and join them when read by name"),
             ("uniqueHeaders", "refused", "request(headers=...)", "headers are sent as they are given"),
             ("setDefaultHeaders", "refused", "", "false is: Host and framing are always sent, nothing else is added"),

@@ -136,6 +136,8 @@ def to_json(value: object) -> str:
 
 # Numbers ----------------------------------------------------------------------------------------------------------
 
+# What String.trim() cuts off: all that Unicode calls a space, ends of lines, the byte order mark.
+_BLANKS: Final = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 _RADIX: Final = {"0x": 16, "0o": 8, "0b": 2}
 
 
@@ -143,9 +145,11 @@ def to_number(value: object) -> float:
     """Return `Number(value)` of a number or a string; NaN where there is none."""
     if is_number(value):
         return float(value)
-    if not isinstance(value, str) or "_" in value or not value.isascii():
+    if not isinstance(value, str):
         return math.nan
-    text = value.strip()
+    text = value.strip(_BLANKS)
+    if "_" in text or not text.isascii() or text != text.strip():
+        return math.nan
     try:
         if radix := _RADIX.get(text[:2].lower()):
             return float(int(text[2:], radix)) if text[2:3] not in ("+", "-") else math.nan
@@ -154,6 +158,12 @@ def to_number(value: object) -> float:
         return float(text) if text else 0.0
     except ValueError:
         return math.nan
+
+
+def to_int32(value: float) -> int:
+    """Return a number as JavaScript's bitwise operators see it."""
+    whole = int(value) & 0xFFFF_FFFF if math.isfinite(value) else 0
+    return whole - (whole >> 31 << 32)
 
 
 # Errors -----------------------------------------------------------------------------------------------------------
