@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tlsagent._options import UNSET, Psk
 from tlsagent.errors import CertificateNameError, OptionError
-from tlsagent.node.domains import canonical_address
+from tlsagent.node.domains import is_address
 from tlsagent.node.identity import check_server_identity
 from tlsagent.node.request import MAX_TIMER, first, milliseconds, no_signal
 from tlsagent.node.support import SUPPORT
@@ -327,7 +327,7 @@ def min_dh_size(name: str, value: Any, _all: Options) -> Any:
 
 
 def no_address(name: str, value: Any, _all: Options) -> Any:
-    if isinstance(value, str) and canonical_address(value) is not None:
+    if isinstance(value, str) and is_address(value):
         raise error("ERR_INVALID_ARG_VALUE", f"options.{name} must not be an IP address (RFC 6066, 3)")
     return UNSET
 

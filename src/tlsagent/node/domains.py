@@ -145,16 +145,14 @@ def _is_transparent(char: str) -> bool:
 
 def _obeys_bidi_rule(label: str) -> bool:
     """
-    Whether a label with right-to-left characters keeps to RFC 5893, section 2.
-
-    As Node does it: each label for itself, and one that begins with neither direction counts as right-to-left.
+    Whether a label with right-to-left characters keeps to RFC 5893, section 2; as Node does it, each for itself.
     """
-    kinds = [unicodedata.bidirectional(char) for char in label]
+    kinds = [unicodedata.bidirectional(char) for char in label.rstrip(_NON_JOINER + _JOINER)]
     if _RIGHT_TO_LEFT.isdisjoint(kinds):
         return True
     last = next((kind for kind in reversed(kinds) if kind != "NSM"), "")
     return (
-        kinds[0] != "L"
+        kinds[0] in ("R", "AL")
         and set(kinds) <= _NEUTRAL | _RIGHT_TO_LEFT
         and last in ("R", "AL", "EN", "AN")
         and not {"EN", "AN"} <= set(kinds)
@@ -194,7 +192,7 @@ def parse_host(host: str) -> str:
         decoded = unquote_to_bytes(host.encode("utf-8", "surrogatepass")).decode("utf-8")
     except UnicodeDecodeError as exc:
         raise _Invalid from exc
-    name = _to_ascii(decoded.removeprefix("\ufeff"))
+    name = _to_ascii(decoded)
     if not name or _FORBIDDEN.search(name):
         raise _Invalid
     return _ipv4_in_url(name) if _ends_in_number(name) else name
@@ -224,19 +222,24 @@ def _number(part: str) -> int:
 
 # Addresses ---------------------------------------------------------------------------------------------------------
 
-_ZONE: Final = re.compile(r"%[0-9a-zA-Z.:-]+\Z")
+_ZONE: Final = re.compile(r"^[^%]*%[0-9a-zA-Z.:-]+\Z")
 
 
 def ipv6_of(text: str) -> int | None:
-    """Return an IPv6 address as a number, None for anything else; a zone is left out of account."""
+    """Return an IPv6 address as a number, None for anything else; what stands behind a % is left out of account."""
     try:
-        return int(ipaddress.IPv6Address(_ZONE.sub("", text)))
+        return int(ipaddress.IPv6Address(text.partition("%")[0]))
     except ValueError:
         return None
 
 
+def is_address(text: str) -> bool:
+    """Whether Node's `net.isIP` knows a text as an address; a zone is letters, digits, hyphens, dots and colons."""
+    return canonical_address(text) is not None and ("%" not in text or _ZONE.search(text) is not None)
+
+
 def canonical_address(text: str) -> str | None:
-    """Return an IP address as `inet_ntop` writes it, without its zone; None for anything that Node's `isIP` denies."""
+    """Return an IP address as `inet_ntop` writes it, without its zone; None for anything else."""
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tlsagent._tls.certificates import PeerCertificate
 from tlsagent.errors import CertificateNameError, quoted
-from tlsagent.node.domains import canonical_address, domain_to_ascii, ipv6_of
+from tlsagent.node.domains import canonical_address, domain_to_ascii, ipv6_of, is_address
 from tlsagent.node.values import UNDEFINED, is_array, is_nullish, is_truthy, to_text
 
 Subject = Mapping[str, Any]
@@ -46,17 +46,18 @@ def check_server_identity(hostname: object, cert: Mapping[str, Any] | PeerCertif
     names = _split(alt_names) if alt_names else []
     dns_names = [name.removeprefix("DNS:") for name in names if name.startswith("DNS:")]
     addresses = [canonical_address(name[11:]) for name in names if name.startswith("IP Address:")]
-    host = _without_dot(to_text(hostname))
+    said = to_text(hostname)
+    host, name_in_url = _without_dot(said), _without_dot(domain_to_ascii(said))
     common_name = subject.get("CN", UNDEFINED) if isinstance(subject, Mapping) else UNDEFINED
-    if (address := canonical_address(host)) is not None:
-        if address not in addresses:
+    if is_address(host):
+        if canonical_address(host) not in addresses:
             shown = ", ".join(found or "" for found in addresses)
             raise _mismatch(f"IP: {host} is not in the cert's list: {shown}", host, cert)
     elif dns_names:
-        if not _any_matches(host, dns_names):
+        if not _any_matches(name_in_url, dns_names):
             raise _mismatch(f"Host: {host}. is not in the cert's altnames: {alt_names}", host, cert)
     elif is_truthy(common_name):
-        if not _any_matches(host, common_name if is_array(common_name) else [common_name]):
+        if not _any_matches(name_in_url, common_name if is_array(common_name) else [common_name]):
             raise _mismatch(f"Host: {host}. is not cert's CN: {to_text(common_name)}", host, cert)
     else:
         raise _mismatch("Cert does not contain a DNS name", host, cert)
@@ -143,8 +144,8 @@ def _labels(name: str) -> list[str]:
 
 
 def _any_matches(host: str, patterns: Iterable[object]) -> bool:
-    labels = _labels(domain_to_ascii(host))
-    return any(is_truthy(pattern) and _matches(labels, _labels(to_text(pattern))) for pattern in patterns)
+    labels = _labels(host)
+    return any(isinstance(one, str) and bool(one) and _matches(labels, _labels(one)) for one in patterns)
 
 
 def _matches(host: list[str], pattern: list[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from tlsagent.errors import OptionError
-from tlsagent.node.domains import canonical_address, parse_host
+from tlsagent.node.domains import is_address, parse_host
 from tlsagent.node.values import (
     UNDEFINED,
     Options,
@@ -290,7 +290,7 @@ def server_name(options: Options, host_header: object) -> object:
     if is_truthy(said) or said == "":
         return said
     name = _host_of(host_header) if is_truthy(host_header) else get(options, "host")
-    return "" if canonical_address(to_text(name)) is not None else name
+    return "" if is_address(to_text(name)) else name
 
 
 def _host_of(header: object) -> str:
