@@ -10,9 +10,9 @@ import pytest
 from tlsagent import node
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Psk, ServerOptionWarning
 from tlsagent._tls.context import SecureContext
-from tlsagent.errors import CertificateNameError, OptionError, OptionTypeError
+from tlsagent.errors import CertificateNameError, OptionError, OptionRangeError, OptionTypeError
 from tlsagent.node import UNDEFINED
-from tlsagent.node.domains import canonical_address, domain_to_ascii, map_character
+from tlsagent.node.domains import canonical_address, domain_to_ascii, is_address, map_character
 from tlsagent.node.values import to_json, to_number, to_text
 from tlsagent.testing.authority import Authority
 
@@ -543,6 +543,254 @@ def test_no_error_quotes_a_secret():
         assert "hunter2" not in str(caught.value)
 
 
+# Corners that the vectors leave out (the answers are those of Node 26.7.0) --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"host": [], "port": 443}, ":443:::::::::::::::::::::"),
+        ({"host": b""}, "::::::::::::::::::::::"),
+        ({"host": 1, "servername": True}, "1::::::::::true::::::::::::"),
+        ({"host": "1", "servername": 1}, "1::::::::::1::::::::::::"),
+        ({"sigalgs": {"b": 1, "2": 3, "1": 4}}, 'localhost::::::::::::::::::::{"1":4,"2":3,"b":1}::'),
+        (
+            {"pfx": [{"buf": "", "passphrase": ""}], "passphrase": 0},
+            "localhost:::::::::[object Object]:0::::::::::::::",
+        ),
+    ],
+)
+def test_corners_of_the_name(options, name):
+    """
+    Truth is JavaScript's before values become text, sameness is ===, and properties stand in JavaScript's order.
+    """
+    assert node.get_name(options) == name
+
+
+@pytest.mark.parametrize(
+    ("agent", "request_", "url", "expected"),
+    [
+        ({"defaultPort": ""}, {}, None, {"port": 80}),
+        ({"defaultPort": None}, {}, None, {"port": 443}),
+        ({"timeout": 100}, {"timeout": 0}, None, {"timeout": 100}),
+        ({"timeout": UNDEFINED}, {"timeout": 0}, None, {"timeout": UNDEFINED}),
+        ({"host": None}, {"setDefaultHeaders": False}, None, {"servername": None}),
+        ({}, {"method": "connect", "path": "c.test:1"}, None, {"servername": "c.test"}),
+        ({"protocol": ""}, {"protocol": "http:"}, None, {"host": "localhost"}),
+        ({"protocol": "x:"}, {}, "x:y", {"host": "localhost"}),
+        ({"protocol": "x:"}, {}, "x://y:5/z", {"host": "y", "port": 5}),
+        ({}, {"auth": b"me", "uniqueHeaders": "a"}, None, {"host": "localhost"}),
+        ({}, {"host": "::1%a b"}, None, {"servername": "::1%a b"}),
+        ({}, {"headers": [["Host", "x.test"]]}, None, {"servername": "localhost"}),
+        ({}, {"port": "443\ufeff"}, None, {"port": "443\ufeff"}),
+    ],
+)
+def test_corners_of_effective(agent, request_, url, expected):
+    """
+    Falsy values, other protocols and odd arguments are taken as Node takes them.
+    """
+    found = node.effective(agent, request_, url)
+
+    assert {name: found.get(name, UNDEFINED) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("agent", "number"),
+    [({}, ":1"), ({"checkServerIdentity": UNDEFINED}, ":1"), ({"checkServerIdentity": None}, "")],
+)
+def test_whose_identity_check_counts(agent, number):
+    """
+    The request's own check keeps its connection apart, unless the agent has any but undefined.
+    """
+    options = {"host": "a.test", "checkServerIdentity": len}
+
+    assert node.effective(agent, options)["name"] == "a.test:443:::::::::::::::::::::" + number
+
+
+@pytest.mark.parametrize(
+    ("options", "url", "kind", "code"),
+    [
+        ({}, "x:y", OptionTypeError, "ERR_INVALID_PROTOCOL"),
+        ({}, "ftp://a.test/", OptionTypeError, "ERR_INVALID_PROTOCOL"),
+        ({}, "https://%ff@a.test/", OptionError, None),
+        ({}, "https://a:%zz@a.test/", OptionError, None),
+        ({"headers": ["a"]}, None, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"headers": [["a", "b"], "c"]}, None, OptionTypeError, "ERR_HTTP_INVALID_HEADER_VALUE"),
+        ({"headers": [["a b", "c"]]}, None, OptionTypeError, "ERR_INVALID_HTTP_TOKEN"),
+        ({"headers": ["a", ["b", UNDEFINED]]}, None, OptionTypeError, "ERR_HTTP_INVALID_HEADER_VALUE"),
+        ({"headers": "\0"}, None, OptionTypeError, "ERR_INVALID_CHAR"),
+        ({"headers": {"host": ["x", "y"]}}, None, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"headers": {"host": 5}}, None, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"host": "\u20ac.test"}, None, OptionTypeError, "ERR_INVALID_CHAR"),
+        ({"auth": True}, None, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"uniqueHeaders": [5]}, None, OptionTypeError, None),
+        ({"httpValidation": "lax"}, None, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"httpValidation": None}, None, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"httpValidation": "strict", "insecureHTTPParser": False}, None, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+    ],
+)
+def test_corners_of_a_bad_request(options, url, kind, code):
+    """
+    What Node refuses when a request is made is refused with its code, both alone and beside an agent's options.
+    """
+    for call in (lambda: node.request_options(options, url), lambda: node.effective({}, options, url)):
+        with pytest.raises(kind) as caught:
+            call()
+        assert code in (None, caught.value.code)
+        assert isinstance(caught.value, TypeError) == (kind is OptionTypeError)
+
+
+def weak_certificate():
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    key = rsa.generate_private_key(65_537, 1024)
+    name = x509.Name([])
+    leaf = x509.load_pem_x509_certificate(CERT)
+    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, end)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+PARTS = KEY.decode().partition("\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "code"),
+    [
+        ({"secureProtocol": ""}, OptionTypeError, "ERR_TLS_INVALID_PROTOCOL_METHOD"),
+        ({"cert": " " + CERT.decode()}, OptionError, "ERR_OSSL_PEM_NO_START_LINE"),
+        ({"cert": CERT.decode().replace("\n", "")}, OptionError, "ERR_OSSL_PEM_NO_START_LINE"),
+        ({"cert": KEY.decode().replace("\n", "")}, OptionError, "ERR_OSSL_PEM_BAD_END_LINE"),
+        ({"cert": KEY.decode().replace("M", "!", 1)}, OptionError, "ERR_OSSL_PEM_BAD_BASE64_DECODE"),
+        ({"cert": PARTS[0] + "\n-----END" + KEY.decode().rpartition("-----END")[2]}, OptionError, None),
+        ({"cert": weak_certificate()}, OptionError, "ERR_SSL_EE_KEY_TOO_SMALL"),
+        ({"cert": weak_certificate(), "key": KEY}, OptionError, "ERR_SSL_EE_KEY_TOO_SMALL"),
+        ({"key": " " + KEY.decode()}, OptionError, "ERR_OSSL_UNSUPPORTED"),
+        ({"key": KEY.decode().replace("\n", "")}, OptionError, "ERR_OSSL_UNSUPPORTED"),
+        ({"key": [{"pem": KEY, "passphrase": b"secret"}]}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"pfx": [None]}, OptionTypeError, None),
+        ({"pfx": [{"buf": ""}]}, OptionError, "ERR_CRYPTO_OPERATION_FAILED"),
+        ({"ciphers": "aes128-sha"}, OptionError, "ERR_SSL_NO_CIPHER_MATCH"),
+        ({"ciphers": "KRSA:TLSV1.2"}, OptionError, "ERR_SSL_NO_CIPHER_MATCH"),
+        ({"ciphers": "HIGH:@strength"}, OptionError, "ERR_SSL_INVALID_COMMAND"),
+        ({"ciphers": "\u00e9"}, OptionError, "ERR_SSL_INVALID_COMMAND"),
+        ({"ciphers": "NOPE", "ca": 5}, OptionError, "ERR_SSL_NO_CIPHER_MATCH"),
+        ({"cert": CERT, "key": KEY, "certificateCompression": "x"}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"certificateCompression": ["zlib", "zlib"]}, OptionError, "ERR_CRYPTO_OPERATION_FAILED"),
+        ({"privateKeyIdentifier": "a", "privateKeyEngine": 5}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+    ],
+)
+def test_corners_of_a_bad_context(options, kind, code):
+    """
+    Ciphers are looked at first, certificates before keys, PEM as OpenSSL reads it.
+    """
+    with pytest.raises(OptionError) as caught:
+        node.secure_context(options)
+
+    assert code in (None, caught.value.code)
+    assert isinstance(caught.value, TypeError) == (kind is OptionTypeError)
+
+
+@pytest.mark.parametrize("ciphers", ["HIGH:aes128-sha", "kRSA+AES", "ANULL:HIGH", "-high:HIGH", "HIGH:@STRENGTH"])
+def test_names_of_ciphers_that_nobody_knows_are_skipped(ciphers):
+    """
+    A name in the wrong case is an unknown one, which costs nothing beside one that is known.
+    """
+    assert isinstance(node.secure_context({"ciphers": ciphers}), SecureContext)
+
+
+def test_a_passphrase_for_a_bundle_may_be_a_buffer():
+    """
+    Where no key needs it as a string, a passphrase is bytes in UTF-8 too; a falsy one is none.
+    """
+    sealed, open_ = pfx(b"secret"), {"pfx": pfx(b"secret"), "passphrase": "secret"}
+
+    assert node.secure_context({"pfx": sealed, "passphrase": b"secret"}) == node.secure_context(open_)
+    for wrong in (b"\xff", 5, False):
+        with pytest.raises(OptionError):
+            node.secure_context({"pfx": sealed, "passphrase": wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "code"),
+    [
+        (None, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"keepAliveInitialDelay": "x"}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"keepAliveInitialDelay": None}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"highWaterMark": ""}, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"highWaterMark": 1.5}, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"highWaterMark": math.nan}, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"hints": "32"}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"hints": "x", "family": 5}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"enableTrace": 1, "secureContext": {}}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"secureContext": {}, "minVersion": "x"}, OptionTypeError, "ERR_TLS_INVALID_CONTEXT"),
+        ({"servername": 5, "port": -1}, OptionRangeError, "ERR_SOCKET_BAD_PORT"),
+        ({"servername": "::1", "port": -1}, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+        ({"session": 5, "highWaterMark": -1}, OptionTypeError, "ERR_INVALID_ARG_VALUE"),
+    ],
+)
+def test_corners_of_a_bad_connection(options, kind, code):
+    """
+    What `tls.connect` refuses is refused in its order.
+    """
+    with pytest.raises(kind) as caught:
+        node.connection_options(options if options is None else {"port": 1, **options})
+
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("options", "delay"),
+    [
+        ({"keepAlive": True, "keepAliveInitialDelay": 2500}, 2),
+        ({"keepAlive": True, "keepAliveInitialDelay": 999}, 0),
+        ({"keepAlive": True, "keepAliveInitialDelay": -5000}, 0),
+        ({"keepAlive": True, "keepAliveInitialDelay": math.inf}, 0),
+        ({"keepAlive": False, "keepAliveInitialDelay": 2500}, UNSET),
+    ],
+)
+def test_the_delay_of_tcp_probes(options, delay):
+    """
+    Milliseconds become whole seconds as ~~ makes them; what is none leaves the system its own.
+    """
+    assert node.connection_options({"port": 1, **options}).tcp_keep_alive == delay
+
+
+@pytest.mark.parametrize("hints", [2**32, math.inf, -math.inf, 1e300])
+def test_hints_of_no_bits(hints):
+    """
+    Bits are those of 32; a number that has none there says nothing.
+    """
+    assert node.connection_options({"port": 1, "hints": hints}) == node.connection_options({"port": 1})
+
+
+@pytest.mark.parametrize(
+    ("hostname", "certificate", "accepted"),
+    [
+        ("::1", {"subjectaltname": "IP Address:::1%eth0"}, True),
+        ("::1%a b", {"subjectaltname": "IP Address:::1"}, False),
+        ("[::1].", {"subject": {"CN": "[::1]."}}, False),
+        ("b", {"subject": {"CN": [["b"]]}}, False),
+        ("b", {"subject": {"CN": [5, "b"]}}, False),
+        ("b", {"subject": {"CN": ["b", 5]}}, True),
+        ("b", {"subject": {"CN": [None, "b"]}}, True),
+        ("a.test\u3002", {"subjectaltname": "DNS:a.test"}, True),
+    ],
+)
+def test_corners_of_the_identity_check(hostname, certificate, accepted):
+    """
+    Zones, brackets, dots of other scripts and common names that are no text. (Node throws a TypeError at the latter.)
+    """
+    if accepted:
+        node.check_server_identity(hostname, certificate)
+    else:
+        with pytest.raises(CertificateNameError):
+            node.check_server_identity(hostname, certificate)
+
+
 # Identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -572,16 +820,28 @@ def test_the_error_of_the_identity_check():
         ("1:0:2:3:4:5:6:7", "1:0:2:3:4:5:6:7"),
         ("FE80::1%eth0", "fe80::1"),
         ("1.2.3.04", None),
-        ("fe80::1%", None),
+        ("fe80::1%", "fe80::1"),
+        ("fe80::1%a b", "fe80::1"),
         ("a.test", None),
         ("", None),
     ],
 )
 def test_canonical_addresses(address, canonical):
     """
-    Addresses are spelled as inet_ntop spells them; what Node's isIP denies has no spelling.
+    Addresses are spelled as inet_ntop spells them, whatever their zone is.
     """
     assert canonical_address(address) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [("::1%eth0", True), ("::1%a.b-c:d", True), ("::1%", False), ("::1%a b", False), ("::1%a%b", False)],
+)
+def test_what_is_an_address(text, known):
+    """
+    Node's isIP is particular about zones. (Answers of Node 26.7.0.)
+    """
+    assert is_address(text) is known
 
 
 # Hosts (the answers are those of url.domainToASCII) ------------------------------------------------------------------
@@ -599,7 +859,12 @@ def test_canonical_addresses(address, canonical):
         ("\u0915\u094d\u200d\u0937.com", "xn--11b2ezcw70k.com"),
         ("\u05d01.com", "xn--1-zhc.com"),
         ("\u0627-\u0627", "xn----ymcb"),
-        ("1\u05d0.com", "xn--1-0hc.com"),
+        ("1\u05d0.com", ""),
+        ("+\u05d0.com", ""),
+        ("\u0660.com", ""),
+        ("a.\u05d01", "a.xn--1-zhc"),
+        ("\u05d1\u094d\u200d", "xn--5db89oh50a"),
+        ("\ufeffa.xn--.b", ""),
         ("\u2260.com", "xn--1ch.com"),
         ("\u00e9.xn--bcher-kva", "xn--9ca.xn--bcher-kva"),
         ("a~b_c'd!.com", "a~b_c'd!.com"),

@@ -145,7 +145,13 @@ def _labels(name: str) -> list[str]:
 
 def _any_matches(host: str, patterns: Iterable[object]) -> bool:
     labels = _labels(host)
-    return any(isinstance(one, str) and bool(one) and _matches(labels, _labels(one)) for one in patterns)
+    for pattern in patterns:
+        if is_truthy(pattern):
+            if not isinstance(pattern, str):
+                return False  # where Node throws a TypeError
+            if _matches(labels, _labels(pattern)):
+                return True
+    return False
 
 
 def _matches(host: list[str], pattern: list[str]) -> bool:
