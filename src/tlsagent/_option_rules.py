@@ -62,6 +62,7 @@ CheckServerIdentity = Callable[[str, "PeerCertificate"], object]
 Lookup = Callable[[str, int], Sequence[str] | Awaitable[Sequence[str]]]
 SniCallback = Callable[[str], "ContextHandle | None"]
 PskCallback = Callable[[str | None], "Psk | None"]
+PskServerCallback = Callable[[str], "Psk | bytes | None"]
 Rule = Callable[[str, Any], Any]
 
 VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
@@ -96,13 +97,9 @@ class Psk:
     identity: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.psk, (bytes, bytearray, memoryview)):
-            raise wrong_type("psk", "bytes", self.psk)
+        object.__setattr__(self, "psk", psk_key(self.psk))
         if not isinstance(self.identity, str):
             raise wrong_type("identity", "a str", self.identity)
-        object.__setattr__(self, "psk", bytes(self.psk))
-        if not 0 < len(self.psk) <= _LONGEST_PSK:
-            raise OptionRangeError(f"psk must have 1 to {_LONGEST_PSK} bytes, not {len(self.psk)}")
         if "\0" in self.identity or not 0 < len(self.identity.encode()) <= _LONGEST_PSK_IDENTITY:
             raise OptionRangeError(
                 f"identity must have 1 to {_LONGEST_PSK_IDENTITY} bytes in UTF-8 and no NUL among them"
@@ -110,6 +107,15 @@ class Psk:
 
     def __repr__(self) -> str:
         return f"Psk(psk=***, identity={show(self.identity)})"
+
+
+def psk_key(value: object) -> bytes:
+    """Return a pre-shared key as bytes."""
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise wrong_type("psk", "bytes", value)
+    if not 0 < len(value) <= _LONGEST_PSK:
+        raise OptionRangeError(f"psk must have 1 to {_LONGEST_PSK} bytes, not {len(value)}")
+    return bytes(value)
 
 
 # PSK_MAX_PSK_LEN and PSK_MAX_IDENTITY_LEN of the OpenSSL versions in use, rounded down.

@@ -38,6 +38,7 @@ from tlsagent._option_rules import ContextHandle as ContextHandle
 from tlsagent._option_rules import Lookup as Lookup
 from tlsagent._option_rules import Psk as Psk
 from tlsagent._option_rules import PskCallback as PskCallback
+from tlsagent._option_rules import PskServerCallback as PskServerCallback
 from tlsagent._option_rules import Role as Role
 from tlsagent._option_rules import SniCallback as SniCallback
 from tlsagent._option_rules import Source as Source
@@ -149,7 +150,8 @@ class ConnectionOptions(OptionsHandle):
             Resumed connections get none. Default False.
         psk_callback: `callable(hint) -> Psk | None`, for pre-shared keys; `hint` is the server's, None in TLS 1.3. Runs
             inside the handshake. A server that took the key shows no certificate, and none is checked. TLS 1.2
-            needs `ciphers` with PSK in them.
+            needs `ciphers` with PSK in them. In the options of a server: `callable(identity) -> bytes | Psk | None`,
+            the key of the client that calls itself so; None for one that is not known.
         session: A `Session` or its `to_bytes()`, offered once on a connection made for this request, if it was made for
             the same server under the same options; another one is not offered. Not in the pool key.
         enable_trace: Write the handshake messages to the standard error stream. Default False.
@@ -213,7 +215,7 @@ class ConnectionOptions(OptionsHandle):
     sigalgs: str | Unset | None = UNSET
     allow_partial_trust_chain: bool | Unset | None = UNSET
     request_ocsp: bool | Unset | None = UNSET
-    psk_callback: PskCallback | Unset | None = UNSET
+    psk_callback: PskCallback | PskServerCallback | Unset | None = UNSET
     proxy: Proxy | str | Unset | None = UNSET
     family: int | Unset | None = UNSET
     local_address: str | Unset | None = UNSET
@@ -550,7 +552,7 @@ class ConnectionOptionsDict(TypedDict, total=False):
     sigalgs: str | Unset | None
     allow_partial_trust_chain: bool | Unset | None
     request_ocsp: bool | Unset | None
-    psk_callback: PskCallback | Unset | None
+    psk_callback: PskCallback | PskServerCallback | Unset | None
     proxy: Proxy | str | Unset | None
     family: int | Unset | None
     local_address: str | Unset | None

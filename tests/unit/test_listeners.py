@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -12,8 +13,8 @@ from tls_peer import DH_1024, client_context, connect, issue, openssl_context, p
 
 from tlsagent._material import binding, dh_parameters
 from tlsagent._options import Psk
-from tlsagent._tls.listeners import MessageListener, dh_bits, stderr_tracer
-from tlsagent.errors import CertificateError, HandshakeError, OptionError, OptionTypeError
+from tlsagent._tls.listeners import MessageListener, PskKeys, dh_bits, stderr_tracer
+from tlsagent.errors import CertificateError, HandshakeError, OptionError, OptionRangeError, OptionTypeError
 
 KEY = bytes(range(32))
 CIPHERS = {"TLSv1.2": "PSK-AES256-GCM-SHA384:ECDHE-ECDSA-AES256-GCM-SHA384", "TLSv1.3": "TLS_AES_128_GCM_SHA256"}
@@ -372,3 +373,62 @@ def test_the_largest_key_is_taken():
     assert link.sink.facts.authorized
     assert server.identities == [identity]
     assert repr(Psk(key, identity)).startswith("Psk(psk=***,")
+
+
+# --- psk_callback of a server -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [KEY, bytearray(KEY), Psk(KEY, "whoever")], ids=["bytes", "bytearray", "Psk"])
+def test_a_servers_callback_gives_the_key_of_an_identity(answer):
+    """
+    It is asked for the identity and may answer with the key alone; who was given one is known afterwards.
+    """
+    asked = []
+
+    def callback(identity):
+        asked.append(identity)
+        return answer if identity == "zo\u00eb" else None
+
+    keys = PskKeys(callback)
+
+    assert keys(b"nobody") is None
+    assert keys.identity is None
+    assert keys("zo\u00eb".encode()) == KEY
+    assert (asked, keys.identity, keys.error) == (["nobody", "zo\u00eb"], "zo\u00eb", None)
+
+
+@pytest.mark.parametrize("identity", [b"", b"\xff ticket", b"ticket\0"])
+def test_what_is_no_identity_is_not_asked_about(identity):
+    """
+    What is not text in UTF-8, a session ticket say, belongs to nobody (RFC 4279, 5.1).
+    """
+    assert PskKeys(lambda identity: pytest.fail(f"asked for {identity!r}"))(identity) is None
+
+
+async def _late(_identity):
+    return KEY
+
+
+@pytest.mark.parametrize(
+    ("callback", "error", "text"),
+    [
+        ({}.__getitem__, KeyError, "me"),
+        (sys.exit, SystemExit, "me"),
+        (lambda _identity: "key", OptionTypeError, "bytes, a Psk or None, not str"),
+        (_late, OptionTypeError, "bytes, a Psk or None, not coroutine"),
+        (lambda _identity: b"", OptionRangeError, "1 to 256 bytes, not 0"),
+        (lambda _identity: bytes(257), OptionRangeError, "1 to 256 bytes, not 257"),
+    ],
+)
+def test_a_servers_callback_that_fails_gives_no_key(callback, error, text):
+    """
+    What it raises is kept, and it is not asked again in that handshake.
+    """
+    keys = PskKeys(callback)
+
+    assert keys(b"me") is None
+    assert isinstance(keys.error, error)
+    assert text in str(keys.error)
+    first = keys.error
+    assert keys(b"me") is None
+    assert keys.error is first

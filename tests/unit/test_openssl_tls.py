@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import ssl
 
 import pytest
 
 from tlsagent import OptionError, create_secure_context
-from tlsagent.testing import Authority, default_authority
+from tlsagent._material import binding
+from tlsagent.testing import Authority, ClientHello, default_authority
+from tlsagent.testing._hello import PRE_SHARED_KEY
 from tlsagent.testing._openssl_tls import OpenSSLContext
 from tlsagent.testing._settings import make_settings
 from tlsagent.testing._tls import TLSFailure
@@ -224,3 +227,42 @@ def test_garbage_is_a_failure():
     floor = server_context()()
     with pytest.raises(TLSFailure, match="HTTP_REQUEST"):
         floor.receive_data(b"GET / HTTP/1.1\r\n\r\n")
+
+
+def test_a_session_ticket_is_not_taken_for_an_identity():
+    """In TLS 1.3 tickets come where identities come: one that begins like text before a NUL is seen as a whole."""
+    asked = []
+    context = server_context({"psk_callback": asked.append}, session_ids=True)
+    client = Client(context())
+    client.shake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.read(1)  # the ticket
+    floor = context()
+    again = client.again(floor)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        again.tls.do_handshake()
+    hello = again.outgoing.read()
+    parsed = ClientHello.parse(hello)
+    assert parsed is not None
+    ticket = parsed.extensions[PRE_SHARED_KEY][4:36]
+
+    floor.receive_data(hello.replace(ticket, b"me\0" + ticket[3:]))
+
+    assert asked == []
+
+
+def test_nothing_is_remembered_of_a_connection_that_is_gone():
+    """A connection given up in its handshake leaves nothing with the binding, whose keys are addresses used again."""
+    floor = server_context({"psk_callback": {}.get})()
+    client = Client(floor)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.exchange()
+    address = binding._address(floor._ssl)
+    assert address in binding._psk_keys
+
+    del floor, client
+    gc.collect()
+
+    assert address not in binding._psk_keys
+    assert address not in binding._psk_identities

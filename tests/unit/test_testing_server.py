@@ -859,7 +859,8 @@ def test_an_encrypted_key_is_unlocked_by_its_passphrase():
     ("options", "settings", "text"),
     [
         ({"servername": "a.test"}, {}, "does not support servername"),
-        ({"psk_callback": lambda hint: None}, {}, "does not support psk_callback"),
+        (None, {"psk_identity_hint": "?"}, "no effect without psk_callback"),
+        ({"psk_callback": lambda identity: None}, {"psk_identity_hint": "x" * 300}, "psk_identity_hint is too long"),
         ({"secure_protocol": "TLSv1_2_client_method"}, {}, "is for clients"),
         ({"secure_context": create_secure_context(secure_protocol="TLS_client_method")}, {}, "for clients"),
         ({"secure_context": create_secure_context()}, {"ciphers": "HIGH"}, "ciphers has no effect beside"),

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from tls_support import VERSIONS, offers_session
 
-from tlsagent import ConnectionOptions, HandshakeError, ServerOptionWarning, create_secure_context
+from tlsagent import (
+    CertificateError,
+    ConnectionOptions,
+    HandshakeError,
+    Psk,
+    ServerOptionWarning,
+    create_secure_context,
+)
 from tlsagent.testing import Authority, Server, default_authority
 
 CLIENT = default_authority().issue("client@tlsagent.test", client=True)
@@ -194,6 +201,164 @@ def test_request_cert_without_reject_unauthorized_takes_all(open_agent, version,
 
         assert server.connections[0].client_certificate == (client and client.leaf_der)
         assert server.wait_for(lambda s: [c.session_reused for c in s.connections] == [False, True])
+        problems = {None: "UNABLE_TO_GET_ISSUER_CERT", STRANGER: "UNABLE_TO_VERIFY_LEAF_SIGNATURE", CLIENT: None}
+        assert server.connections[0].authorization_error == problems[client]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_certificate_that_was_welcome_and_did_not_come(open_agent, version):
+    """
+    Where ssl asks for a certificate the record tells of a missing one too; where none is asked for, none is missing.
+    """
+    for asked, problem in ((True, "UNABLE_TO_GET_ISSUER_CERT"), (False, None)):
+        with Server(request_cert=asked) as server:
+            agent = open_agent(ca=server.ca_pem, min_version=version, max_version=version)
+
+            agent.request("GET", server.url + "/hello")
+
+            assert server.connections[0].authorization_error == problem
+
+
+# --- psk_callback -----------------------------------------------------------------------------------------------------
+
+KEY = bytes(range(32))
+PSK_CIPHERS = {"TLSv1.2": "PSK-AES256-GCM-SHA384", "TLSv1.3": None}
+
+
+def psk_client(open_agent: Any, version: str, callback: Any, **options: Any) -> Any:
+    """Return an agent that trusts no certificate of ours."""
+    options = {"ciphers": PSK_CIPHERS[version], "min_version": version, "max_version": version, **options}
+    return open_agent(psk_callback=callback, **options)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("answer", [KEY, Psk(KEY, "client-7")], ids=["bytes", "Psk"])
+def test_psk_callback_serves_who_has_the_key(open_agent, version, answer):
+    """
+    A client is served by its key, without a certificate on either side; the server's hint reaches it in TLS 1.2.
+    """
+    hints = []
+
+    def client_key(hint: str | None) -> Psk:
+        hints.append(hint)
+        return Psk(KEY, "client-7")
+
+    options = {"psk_callback": {"client-7": answer}.get, "request_cert": True, "ca": default_authority().ca_pem}
+    with Server(options, psk_identity_hint="which?") as server:
+        agent = psk_client(open_agent, version, client_key)
+
+        responses = [agent.request("GET", server.url + "/close") for _ in range(2)]
+
+        assert [response.connection.authorized for response in responses] == [True, True]
+        assert [response.connection.peer_certificate for response in responses] == [None, None]
+        assert [connection.psk_identity for connection in server.connections] == ["client-7", "client-7"]
+        assert [connection.session_reused for connection in server.connections] == [False, False]
+        assert [connection.authorization_error for connection in server.connections] == [None, None]
+    assert hints[0] == ("which?" if version == "TLSv1.2" else None)
+
+
+@pytest.mark.parametrize(
+    ("version", "alert", "reason"),
+    [("TLSv1.2", "bad_record_mac", "RECORD_LAYER_FAILURE"), ("TLSv1.3", "decrypt_error", "BINDER_DOES_NOT_VERIFY")],
+)
+def test_psk_callback_that_has_another_key(open_agent, version, alert, reason):
+    """
+    A client with a wrong key is refused, though it would trust the server's certificate.
+    """
+    with Server({"psk_callback": {"client-7": bytes(32)}.get}) as server:
+        agent = psk_client(open_agent, version, lambda _hint: Psk(KEY, "client-7"), ca=server.ca_pem)
+
+        with pytest.raises(HandshakeError) as caught:
+            agent.request("GET", server.url + "/hello")
+
+        assert caught.value.alert == alert
+        assert server.wait_for(lambda s: s.connections[0].handshake_error == reason)
+        assert server.stats.requests == 0
+
+
+def test_psk_callback_that_knows_no_such_client(open_agent):
+    """
+    An unknown identity gets an alert in TLS 1.2, and in TLS 1.3 the certificate (RFC 8446, 4.2.11).
+    """
+    with Server({"psk_callback": {}.get}) as server:
+        agent = psk_client(open_agent, "TLSv1.2", lambda _hint: Psk(KEY, "nobody"))
+        with pytest.raises(HandshakeError) as caught:
+            agent.request("GET", server.url + "/hello")
+        assert caught.value.alert == "unknown_psk_identity"
+
+        agent = psk_client(open_agent, "TLSv1.3", lambda _hint: Psk(KEY, "nobody"))
+        with pytest.raises(CertificateError):
+            agent.request("GET", server.url + "/hello")
+
+        response = agent.request("GET", server.url + "/hello", options={"ca": server.ca_pem})
+        assert response.connection.peer_certificate is not None
+        assert [connection.psk_identity for connection in server.connections] == [None, None, None]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("outcome", [ValueError("no such tenant"), "a key"], ids=["raises", "returns a str"])
+def test_psk_callback_that_fails_ends_its_connection(open_agent, version, outcome, capfd):
+    """
+    What the callback raises ends that connection with an alert and stands in its record; the next one is served.
+    """
+    outcomes = [outcome, KEY]
+
+    def find(_identity: str) -> Any:
+        said = outcomes.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    with Server({"psk_callback": find}) as server:
+        agent = psk_client(open_agent, version, lambda _hint: Psk(KEY, "client-7"))
+
+        with pytest.raises(HandshakeError) as caught:
+            agent.request("GET", server.url + "/hello")
+        assert agent.request("GET", server.url + "/hello").status == 200
+
+        assert caught.value.alert == "internal_error"
+        expected = "no such tenant" if isinstance(outcome, Exception) else "bytes, a Psk or None, not str"
+        assert expected in (server.connections[0].handshake_error or "")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("session_ids", [False, True], ids=["tickets", "session ids"])
+def test_psk_callback_leaves_certificates_and_sessions_alone(open_agent, version, session_ids):
+    """
+    Clients without a key get the certificate and resume their sessions, about which the callback is not asked.
+    """
+    asked = []
+    with Server({"psk_callback": asked.append}, session_ids=session_ids) as server:
+        agent = open_agent(ca=server.ca_pem, min_version=version, max_version=version)
+
+        for _ in range(2):
+            assert agent.request("GET", server.url + "/close").connection.peer_certificate is not None
+
+        assert [connection.session_reused for connection in server.connections] == [False, True]
+        assert [connection.psk_identity for connection in server.connections] == [None, None]
+    assert asked == []
+
+
+def test_psk_callback_serves_under_a_chosen_context(open_agent):
+    """
+    The context that `sni_callback` chooses takes pre-shared keys as well, and gives the hint.
+    """
+    inner = context_for("localhost", ciphers=PSK_CIPHERS["TLSv1.2"])
+    hints: list[str | None] = []
+
+    def client_key(hint: str | None) -> Psk:
+        hints.append(hint)
+        return Psk(KEY, "me")
+
+    options = {"psk_callback": {"me": KEY}.get, "sni_callback": lambda _name: inner}
+    with Server(options, psk_identity_hint="which?") as server:
+        agent = psk_client(open_agent, "TLSv1.2", client_key)
+
+        assert agent.request("GET", server.url + "/hello").status == 200
+
+        assert server.connections[0].psk_identity == "me"
+    assert hints == ["which?"]
 
 
 # --- dhparam ----------------------------------------------------------------------------------------------------------
@@ -285,23 +450,6 @@ def test_sessions_of_one_session_id_context_outlive_others(open_agent, version):
         ours.request("GET", server.url + "/close")
 
         assert [c.session_reused for c in server.connections] == [False, False, True]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_client_certificate_that_does_not_verify(open_agent, version):
-    """
-    A server that takes any certificate tells what is wrong with the one it got.
-    """
-    with Server({"request_cert": True, "reject_unauthorized": False}) as server:
-        known, stranger = (one.issue("client@localhost", client=True) for one in (server.authority, Authority()))
-        for client in (known, stranger):
-            agent = open_agent(
-                ca=server.ca_pem, min_version=version, max_version=version, cert=client.cert_pem, key=client.key_pem
-            )
-            assert agent.request("GET", server.url + "/hello").status == 200
-
-        assert [bool(c.client_certificate) for c in server.connections] == [True, True]
-        assert [c.authorization_error for c in server.connections] == [None, "UNABLE_TO_VERIFY_LEAF_SIGNATURE"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -30,6 +30,8 @@ Scratch = NewType("Scratch", object)
 MessageListener: TypeAlias = "Callable[[bool, int, int, bytes], None]"
 # Called with the server's hint, returns identity and key, or None.
 PskSource: TypeAlias = "Callable[[bytes | None], tuple[bytes, bytes] | None]"
+# Called with the client's identity, returns the key, or None.
+PskKeys: TypeAlias = "Callable[[bytes], bytes | None]"
 
 
 class Fault(NamedTuple):
@@ -49,8 +51,9 @@ _NEEDED: Final = (
     "BIO_new_mem_buf", "DH_free", "ERR_clear_error", "ERR_get_error", "ERR_reason_error_string",
     "PEM_read_bio_DHparams",
     "SSL_CIPHER_get_name", "SSL_CTX_get0_param", "SSL_CTX_set1_curves_list", "SSL_CTX_set1_sigalgs_list",
-    "SSL_CTX_set_cert_store", "SSL_CTX_set_msg_callback", "SSL_CTX_set_psk_client_callback", "SSL_CTX_set_tmp_dh",
-    "SSL_CTX_set_verify", "SSL_CTX_use_PrivateKey",
+    "SSL_CTX_set_cert_store", "SSL_CTX_set_msg_callback", "SSL_CTX_set_psk_client_callback",
+    "SSL_CTX_set_psk_find_session_callback", "SSL_CTX_set_psk_server_callback", "SSL_CTX_set_tmp_dh",
+    "SSL_CTX_set_verify", "SSL_CTX_use_PrivateKey", "SSL_CTX_use_psk_identity_hint",
     "SSL_ERROR_WANT_READ", "SSL_ERROR_ZERO_RETURN", "SSL_MODE_AUTO_RETRY",
     "SSL_MODE_ENABLE_PARTIAL_WRITE",
     "SSL_RECEIVED_SHUTDOWN", "SSL_SENT_SHUTDOWN", "SSL_SESSION_free", "SSL_SESSION_get_max_early_data",
@@ -358,9 +361,11 @@ def _done(result: int) -> bool:
 
 # --- Callbacks for single connections -----------------------------------------------------------------------------
 
-# OpenSSL takes both only for a whole context: contexts made for it call here, and here it is looked up who wants it.
+# OpenSSL takes them only for a whole context: contexts made for it call here, and here it is looked up who wants it.
 _message_listeners: Final[dict[int, MessageListener]] = {}
 _psk_sources: Final[dict[int, PskSource]] = {}
+_psk_keys: Final[dict[int, PskKeys]] = {}
+_psk_identities: Final[dict[int, bytes]] = {}  # of TLS 1.3, about to be asked for
 
 
 def _address(ssl: object) -> int:
@@ -390,6 +395,29 @@ def _psk(ssl: object, hint: Any, identity: object, identity_size: int, key: obje
     return len(found[1])
 
 
+@_ffi.callback(  # type: ignore[untyped-decorator]  # as above
+    "int(SSL *, const unsigned char *, size_t, SSL_SESSION **)"
+)
+def _note_identity(ssl: object, identity: object, size: int, session: Any) -> int:
+    # OpenSSL asks about session tickets too, and then passes them on as text, cut at a NUL: a few letters may be left.
+    _psk_identities[_address(ssl)] = bytes(_ffi.buffer(identity, size))
+    session[0] = _NULL
+    return 1
+
+
+@_ffi.callback(  # type: ignore[untyped-decorator]  # as above
+    "unsigned int(SSL *, char *, unsigned char *, unsigned int)"
+)
+def _psk_of_client(ssl: object, identity: object, key: object, key_size: int) -> int:
+    whole = _psk_identities.pop(_address(ssl), None)
+    keys = _psk_keys.get(_address(ssl))
+    found = keys(whole or bytes(_ffi.string(identity))) if keys is not None else None
+    if found is None or len(found) > key_size:
+        return 0
+    _ffi.memmove(key, found, len(found))
+    return len(found)
+
+
 def watch_messages(context: SSL.Context) -> None:
     """Let connections of this context have a message listener."""
     _lib.SSL_CTX_set_msg_callback(context._context, _message)
@@ -398,6 +426,17 @@ def watch_messages(context: SSL.Context) -> None:
 def offer_psk(context: SSL.Context) -> None:
     """Let connections of this context have a source of pre-shared keys."""
     _lib.SSL_CTX_set_psk_client_callback(context._context, _psk)
+
+
+def take_psk(context: SSL.Context) -> None:
+    """Let a server's connections of this context take pre-shared keys."""
+    _lib.SSL_CTX_set_psk_find_session_callback(context._context, _note_identity)
+    _lib.SSL_CTX_set_psk_server_callback(context._context, _psk_of_client)
+
+
+def set_psk_hint(context: SSL.Context, hint: bytes) -> bool:
+    """Set what a server of TLS 1.2 says for a client to choose its key by; False if it is too long."""
+    return _done(_lib.SSL_CTX_use_psk_identity_hint(context._context, hint))
 
 
 def set_listeners(ssl: SSLHandle, messages: MessageListener | None, psk: PskSource | None) -> None:
@@ -412,10 +451,17 @@ def set_listeners(ssl: SSLHandle, messages: MessageListener | None, psk: PskSour
         _psk_sources[_address(ssl)] = psk
 
 
+def set_psk_keys(ssl: SSLHandle, keys: PskKeys) -> None:
+    """Give a server's connection the keys of its clients, until `drop_listeners`; else as `set_listeners`."""
+    _psk_keys[_address(ssl)] = keys
+
+
 def drop_listeners(ssl: SSLHandle) -> None:
     """Forget the listeners; to be called before the connection is freed, since its address is used again."""
     _message_listeners.pop(_address(ssl), None)
     _psk_sources.pop(_address(ssl), None)
+    _psk_keys.pop(_address(ssl), None)
+    _psk_identities.pop(_address(ssl), None)
 
 
 # --- Sessions -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """
-What listens inside a handshake: the messages, for `enable_trace` and `min_dh_size`, and the source of pre-shared keys.
+What listens inside a handshake: the messages, for `enable_trace` and `min_dh_size`, and `psk_callback`, the source of
+pre-shared keys, a client's and a server's.
 
 All of it runs inside OpenSSL and only notes down what it finds; the engine draws the conclusions. The source of keys is
 the one hook of the user's that has to run there, since OpenSSL needs its answer at once.
@@ -12,6 +13,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Final
 
+from tlsagent._option_rules import psk_key
 from tlsagent._options import Psk
 from tlsagent._tls.alerts import alert_name
 from tlsagent.errors import OptionTypeError
@@ -19,7 +21,7 @@ from tlsagent.errors import OptionTypeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._options import PskCallback
+    from tlsagent._options import PskCallback, PskServerCallback
 
 _HANDSHAKE: Final = 22
 _ALERT: Final = 21
@@ -131,6 +133,52 @@ class PskSource:
         found: object = self._callback(hint)
         if found is None or isinstance(found, Psk):
             return found
-        if inspect.iscoroutine(found):
-            found.close()
-        raise OptionTypeError(f"psk_callback must return a Psk or None, not {type(found).__name__}")
+        raise _wrong_answer(found, "a Psk")
+
+
+class PskKeys:
+    """
+    Asks a server's `psk_callback` for the keys of its clients.
+
+    Attributes:
+        identity: Whose key it gave, or None.
+        error: What it raised.
+    """
+
+    __slots__ = ("_callback", "error", "identity")
+
+    def __init__(self, callback: PskServerCallback) -> None:
+        self._callback = callback
+        self.identity: str | None = None
+        self.error: BaseException | None = None
+
+    def __call__(self, identity: bytes) -> bytes | None:
+        """Return the key."""
+        try:
+            name = identity.decode()
+        except UnicodeDecodeError:
+            return None  # RFC 4279, 5.1: UTF-8. In TLS 1.3 session tickets, which are not, are asked about too.
+        if not name or "\0" in name or self.error is not None:
+            return None
+        try:
+            key = self._ask(name)
+        except BaseException as exc:  # noqa: BLE001 - nothing may be raised through OpenSSL; the server's floor raises it
+            self.error = exc
+            return None
+        if key is not None:
+            self.identity = name
+        return key
+
+    def _ask(self, identity: str) -> bytes | None:
+        found: object = self._callback(identity)
+        if found is None:
+            return None
+        if not isinstance(found, (Psk, bytes, bytearray, memoryview)):
+            raise _wrong_answer(found, "bytes, a Psk")
+        return found.psk if isinstance(found, Psk) else psk_key(found)
+
+
+def _wrong_answer(found: object, expected: str) -> OptionTypeError:
+    if inspect.iscoroutine(found):
+        found.close()
+    return OptionTypeError(f"psk_callback must return {expected} or None, not {type(found).__name__}")

@@ -143,6 +143,7 @@ class ServerConnection(asyncio.BufferedProtocol):
             session_reused=facts.session_reused,
             client_certificate=facts.client_certificate,
             authorization_error=facts.authorization_error,
+            psk_identity=facts.psk_identity,
         )
         self.scope = self._base_scope()
         self._http = H1Floor(self, self._server.app)

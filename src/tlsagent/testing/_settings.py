@@ -35,8 +35,8 @@ _IN_CONTEXT: Final = frozenset(
 # Options that the floor over pyOpenSSL alone can honour.
 _FOR_OPENSSL: Final = frozenset(
     {
-        "allow_partial_trust_chain", "crl", "dhparam", "ecdh_curve", "honor_cipher_order", "secure_context",
-        "secure_options", "session_id_context", "sigalgs", "sni_callback",
+        "allow_partial_trust_chain", "crl", "dhparam", "ecdh_curve", "honor_cipher_order", "psk_callback",
+        "secure_context", "secure_options", "session_id_context", "sigalgs", "sni_callback",
     }
 )  # fmt: skip
 _UNDERSTOOD: Final = _FOR_OPENSSL | {
@@ -63,6 +63,7 @@ class SettingsDict(TypedDict, total=False):
     refuse_resumption: Literal["alert", "close"] | None
     drop_without_close_notify: bool
     ocsp_response: bytes | None
+    psk_identity_hint: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ class ServerSettings:
         refuse_resumption: A client that offers a ticket gets a fatal alert, or a closed socket, instead of an answer.
         drop_without_close_notify: The server ends its connections by a bare FIN.
         ocsp_response: DER of an OCSP response, stapled for clients that ask (RFC 6066 section 8). It is not looked at.
+        psk_identity_hint: Sent to clients of TLS 1.2 for them to choose a key by; only beside `psk_callback`.
         options: What the user's options say that ssl cannot honour, canonical; {} for a server that runs on ssl.
     """
 
@@ -106,6 +108,7 @@ class ServerSettings:
     refuse_resumption: Literal["alert", "close"] | None = None
     drop_without_close_notify: bool = False
     ocsp_response: bytes | None = None
+    psk_identity_hint: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,6 +123,8 @@ class ServerSettings:
             raise OptionError(f"tickets must be at least 0, not {self.tickets}")
         if self.needs_openssl and self.tickets:
             raise OptionError("tickets must be None or 0 beside options that need pyOpenSSL: it cannot count them")
+        if self.psk_identity_hint is not None and "psk_callback" not in self.options:
+            raise OptionError("psk_identity_hint has no effect without psk_callback, which goes into `options`")
 
     @property
     def needs_openssl(self) -> bool:

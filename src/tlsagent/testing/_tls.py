@@ -52,6 +52,9 @@ _PLAIN_MESSAGES: Final = {
     14: "server_hello_done",
 }
 
+# What Node says of a client that was asked for a certificate and has none.
+NO_CLIENT_CERTIFICATE: Final = "UNABLE_TO_GET_ISSUER_CERT"
+
 ALERT_HANDSHAKE_FAILURE: Final = b"\x15\x03\x03\x00\x02\x02\x28"
 
 
@@ -65,7 +68,9 @@ class TLSFacts:
     What a finished handshake agreed on.
 
     Attributes:
-        authorization_error: Node's name for what is wrong with a client certificate that was taken all the same.
+        authorization_error: Node's name for what is wrong with a client certificate that was asked for and taken all
+            the same, or did not come.
+        psk_identity: Whose pre-shared key it rests on, if on one.
     """
 
     version: str
@@ -74,6 +79,7 @@ class TLSFacts:
     session_reused: bool
     client_certificate: bytes | None
     authorization_error: str | None = None
+    psk_identity: str | None = None
 
 
 class TLSFloor(Protocol):
@@ -172,13 +178,14 @@ def _version(name: str) -> ssl.TLSVersion:
 class StdlibTLS:
     """`TLSFloor` over `ssl.SSLObject` and memory BIOs."""
 
-    __slots__ = ("_incoming", "_outgoing", "_ssl", "_stall", "facts", "peer_closed")
+    __slots__ = ("_asks", "_incoming", "_outgoing", "_ssl", "_stall", "facts", "peer_closed")
 
     def __init__(self, context: ssl.SSLContext, *, stall_at: str | None = None) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._stall = Stall(stall_at, context.verify_mode != ssl.CERT_NONE) if stall_at else None
+        self._asks = context.verify_mode != ssl.CERT_NONE
+        self._stall = Stall(stall_at, self._asks) if stall_at else None
         self.facts: TLSFacts | None = None
         self.peer_closed = False
 
@@ -200,12 +207,15 @@ class StdlibTLS:
         version = self._ssl.version()
         assert cipher is not None
         assert version is not None
+        certificate = self._ssl.getpeercert(binary_form=True)
+        lacking = self._asks and certificate is None and not self._ssl.session_reused
         self.facts = TLSFacts(
             version=version,
             cipher=cipher[0],
             alpn=self._ssl.selected_alpn_protocol(),
             session_reused=bool(self._ssl.session_reused),
-            client_certificate=self._ssl.getpeercert(binary_form=True),
+            client_certificate=certificate,
+            authorization_error=NO_CLIENT_CERTIFICATE if lacking else None,
         )
         return True
 

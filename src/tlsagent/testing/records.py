@@ -60,7 +60,9 @@ class ConnectionRecord:
         client_hello: The first TLS record, raw; `ClientHello.parse` takes it apart.
         client_certificate: DER of the certificate that the client sent; None if none (or on resumption in TLS 1.2).
         authorization_error: Node's name for what is wrong with a client certificate that was taken all the same
-            (`request_cert="any"`); None if nothing is.
+            (`request_cert="any"`), or was asked for in vain (UNABLE_TO_GET_ISSUER_CERT); None if nothing is, if none
+            was asked for, and of a missing one on resumption.
+        psk_identity: Who the client said to be whose pre-shared key was taken; None if none was, and on resumption.
         handshake_error: Why the handshake failed, in OpenSSL's words.
         request_count: All requests, also those no longer kept in `requests`.
         closed_by: How it ended: the peer's close_notify, an EOF without one, a reset, or the server; None while open.
@@ -78,6 +80,7 @@ class ConnectionRecord:
     session_reused: bool | None
     client_certificate: bytes | None
     authorization_error: str | None
+    psk_identity: str | None
     handshake_error: str | None
     requests: tuple[RequestRecord, ...]
     request_count: int
@@ -136,6 +139,7 @@ class ConnectionEntry:
         "handshake_error",
         "id",
         "opened_at",
+        "psk_identity",
         "request_count",
         "requests",
         "session_reused",
@@ -155,6 +159,7 @@ class ConnectionEntry:
         self.session_reused: bool | None = None
         self.client_certificate: bytes | None = None
         self.authorization_error: str | None = None
+        self.psk_identity: str | None = None
         self.handshake_error: str | None = None
         self.requests: deque[RequestEntry] = deque(maxlen=limit)
         self.request_count = 0
@@ -210,11 +215,12 @@ class Ledger:
         session_reused: bool,
         client_certificate: bytes | None,
         authorization_error: str | None,
+        psk_identity: str | None,
     ) -> None:
         with self._lock:
             entry.version, entry.cipher, entry.alpn = version, cipher, alpn
             entry.session_reused, entry.client_certificate = session_reused, client_certificate
-            entry.authorization_error = authorization_error
+            entry.authorization_error, entry.psk_identity = authorization_error, psk_identity
             self._resumed += session_reused
             self._full += not session_reused
         self._tell()

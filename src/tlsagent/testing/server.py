@@ -78,7 +78,11 @@ class AsyncServer:
             certificates), request_cert, reject_unauthorized, ciphers, alpn_protocols, min_version, max_version,
             secure_protocol; and those that ssl cannot honour, for which the server changes to pyOpenSSL: crl, dhparam,
             ecdh_curve, honor_cipher_order (on unless False), secure_context, secure_options, session_id_context,
-            sigalgs, sni_callback, allow_partial_trust_chain.
+            sigalgs, sni_callback, allow_partial_trust_chain; and psk_callback: `callable(identity) -> bytes | Psk |
+            None`, Node's `(socket, identity)`. It runs inside the handshake; what it raises ends that connection. A
+            client whose key is not known gets the certificate in TLS 1.3, and an alert in TLS 1.2. Without `ciphers`
+            the server does those with pre-shared keys besides, and prefers in TLS 1.3 the ones that they work with:
+            those of SHA-256.
         app: ASGI 3 application; the demo routes of `tlsagent.testing.app` by default.
         names: What the certificate is good for. The first one is the host of `url`.
         host: Address to listen on; by default the loopback addresses, IPv4 and IPv6.
