@@ -101,6 +101,7 @@ class AgentCore:
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
         self._plain: OrderedDict[tuple[str, str], tuple[Plan, RequestHead]] = OrderedDict()
+        self._warned: OrderedDict[ConnectionOptions, None] = OrderedDict()  # the options that a warning was given for
         self._mappings: OrderedDict[tuple[tuple[str, type, Any], ...], ConnectionOptions] = OrderedDict()
         self._timeouts = cast("Timeouts", options.timeouts)
         self._timers: Deadlines[Connection] = Deadlines()
@@ -224,9 +225,13 @@ class AgentCore:
 
     def _make_plan(self, authority: str, special: ConnectionOptions | None) -> Plan:
         if special is not None:
-            warn_of_server_options(special)
+            self._warn_once(special)
         said = self._said if special is None else special.merged_over(self._said)
         return plan_for(parse_authority(authority), said, context_for, proxy_trust=self._said)
+
+    def _warn_once(self, special: ConnectionOptions) -> None:
+        if special not in self._warned and warn_of_server_options(special):
+            _remember(self._warned, special, None, _MAX_PLANS)
 
     def raw_dial(
         self,
@@ -238,7 +243,7 @@ class AgentCore:
     ) -> Dial:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
         special = said if below is None else said.merged_over(below)
-        warn_of_server_options(special)
+        self._warn_once(special)
         said_of_all = special.merged_over(self._said)
         plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))

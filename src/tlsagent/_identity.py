@@ -528,15 +528,21 @@ KEY_TABLE: Final[Mapping[str, KeyRow]] = {
     "family": KeyRow(True, "route", "decides where the bytes go; sessions are shared"),
     "local_address": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
     "local_port": KeyRow(True, "route", "decides where the bytes come from; sessions are shared"),
-    "auto_select_family": KeyRow(False, "route", "says how an address is found, not which ones will do"),
-    "auto_select_family_attempt_timeout": KeyRow(False, "route", "says how fast an address is found"),
+    "auto_select_family": KeyRow(
+        False, "route", "says how the pool dials; a connection won one way or the other is the same connection"
+    ),
+    "auto_select_family_attempt_timeout": KeyRow(
+        False, "route", "says how fast the pool dials; a connection won early or late is the same connection"
+    ),
     "no_delay": KeyRow(True, "route", "is a property of the socket from its beginning; sessions are shared"),
     "tcp_keep_alive": KeyRow(True, "route", "is a property of the socket from its beginning; sessions are shared"),
     "pins": KeyRow(True, "connection", "decides who is trusted"),
     "verifier": KeyRow(False, "connection", "has one value only"),
     **dict.fromkeys(
         sorted(set(AgentOptions.field_names()) - set(ConnectionOptions.field_names())),
-        KeyRow(False, "agent", "says how connections are kept and used, not how they are made"),
+        KeyRow(False, "agent", "is the agent's, and so one for all connections of its pool"),
     ),
+    "retry": KeyRow(False, "agent", "says what becomes of a request, not of its connection"),
+    "timeouts": KeyRow(False, "agent", "is applied anew by every request; an attempt keeps what it began with"),
 }
 """Every option, in the order of declaration: does it tell connections apart, and why."""

@@ -596,8 +596,13 @@ def refuse_server_protocol(options: ConnectionOptions) -> None:
         )
 
 
-def warn_of_server_options(options: ConnectionOptions) -> None:
-    """Warn once of all options for servers that a client was given; from the first caller outside this package."""
+def warn_of_server_options(options: ConnectionOptions) -> bool:
+    """
+    Warn once of all options for servers that a client was given; from the first caller outside this package.
+
+    Returns:
+        Whether there were any.
+    """
     given = [name for name in (*SERVER_FIELDS, "session_id_context") if getattr(options, name)]
     if given:
         depth, frame = 1, sys._getframe(1)
@@ -609,6 +614,7 @@ def warn_of_server_options(options: ConnectionOptions) -> None:
             ServerOptionWarning,
             stacklevel=depth + 1,
         )
+    return bool(given)
 
 
 _FIELD_NAMES: dict[type, tuple[str, ...]] = {}

@@ -455,7 +455,7 @@ def test_sessions_of_one_session_id_context_outlive_others(open_agent, version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_session_id_context_on_a_client(open_agent, server, version):
     """
-    A client warns once; its connections and sessions of one name serve no request of another.
+    A client warns once of each options; its connections and sessions of one name serve no request of another.
     """
     options = {"ca": server.ca_pem, "min_version": version, "max_version": version}
     with pytest.warns(ServerOptionWarning, match="session_id_context") as caught:
@@ -468,8 +468,15 @@ def test_session_id_context_on_a_client(open_agent, server, version):
     with pytest.warns(ServerOptionWarning, match="session_id_context"):
         response = agent.request("GET", server.url + "/hello", options=other)
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        elsewhere = f"https://127.0.0.1:{server.port}"
+        for again in (other, {"session_id_context": "two"}):
+            agent.request("GET", elsewhere + "/hello", options=again)
+        agent.connect("localhost", server.port, session_id_context="two").close()
+
     assert not response.reused
-    assert [c.session_reused for c in server.connections] == [False, True, False]
+    assert [c.session_reused for c in server.connections[:3]] == [False, True, False]
 
 
 # --- On a client ------------------------------------------------------------------------------------------------------
