@@ -113,7 +113,8 @@ class ConnectionOptions(OptionsHandle):
         ca: Trusted certificates, PEM or DER (bytes, str, a path object, or a list of them). They replace the
             default roots, which are certifi's.
         cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say), one for
-            each kind of key: of two for the same kind, the last is used.
+            each kind of key: of two for the same kind, the last is used. In TLS 1.2 OpenSSL's client knows the last
+            of the list alone.
         key: Private key of `cert`, PEM or DER; list items may be `{"pem": ..., "passphrase": ...}`. Its public half is
             in the pool key. Or the URI of a key in a PKCS#11 token (docs/howto/pkcs11.md).
         passphrase: Decrypts `key` and `pfx`, and is the PIN of a key in a token. Not in the pool key.

@@ -31,6 +31,7 @@ AES128 = "ECDHE-ECDSA-AES128-GCM-SHA256"
 TLS13_AES128 = "TLS_AES_128_GCM_SHA256"
 TLS13_AES256 = "TLS_AES_256_GCM_SHA384"
 DHE = "DHE-RSA-AES128-GCM-SHA256"
+ECDHE = "ECDHE-RSA-AES128-GCM-SHA256"
 
 
 def modp(bits: int, summand: int) -> bytes:
@@ -477,6 +478,38 @@ def test_session_id_context_on_a_client(open_agent, server, version):
 
     assert not response.reused
     assert [c.session_reused for c in server.connections[:3]] == [False, True, False]
+
+
+# --- In a context -----------------------------------------------------------------------------------------------------
+
+
+def test_a_context_brings_what_its_server_does(open_agent):
+    """
+    dhparam and honor_cipher_order count in a `secure_context` as among the server's options.
+    """
+
+    def rsa_context(**options: Any) -> Any:
+        return create_secure_context(
+            cert=RSA.cert_pem, key=RSA.key_pem, max_version="TLSv1.2", ciphers=f"{DHE}:{ECDHE}", **options
+        )
+
+    # Without groups of RFC 7919 in the offer: OpenSSL would take one of those.
+    offer = {"ciphers": f"{ECDHE}:{DHE}", "ecdh_curve": "X25519:P-256"}
+    dhparam = GROUPS[3072]
+    for context, cipher in (
+        (rsa_context(), ECDHE),
+        (rsa_context(dhparam=dhparam), ECDHE),
+        (rsa_context(honor_cipher_order=True), ECDHE),
+        (rsa_context(honor_cipher_order=True, dhparam=dhparam), DHE),
+    ):
+        with Server({"secure_context": context}) as server:
+            agent = open_agent(ca=server.ca_pem, min_dh_size=3072, **offer)
+            agent.request("GET", server.url + "/hello")
+
+            assert last_cipher(server) == cipher
+            if cipher == DHE:
+                with pytest.raises(HandshakeError, match="3072"):
+                    agent.request("GET", server.url + "/hello", options={"min_dh_size": 3073})
 
 
 # --- On a client ------------------------------------------------------------------------------------------------------
