@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import pytest
-from tls_support import VERSIONS, offers_session
+from tls_support import CLIENT_AUTH, VERSIONS, crl, issue, offers_session
 
 from tlsagent import (
     CertificateError,
@@ -218,6 +218,46 @@ def test_a_certificate_that_was_welcome_and_did_not_come(open_agent, version):
             agent.request("GET", server.url + "/hello")
 
             assert server.connections[0].authorization_error == problem
+
+
+# --- crl, allow_partial_trust_chain -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_crl_refuses_clients_that_were_revoked(open_agent, version):
+    """
+    A server refuses the client in its list, and takes another one of the same issuer.
+    """
+    root = issue("root of clients", ca=True)
+    revoked, good = (issue(name, by=root, purpose=CLIENT_AUTH) for name in ("revoked.test", "good.test"))
+    options = {"request_cert": True, "ca": root.pem, "crl": crl(root, revoked)}
+    with Server(options) as server:
+        agent = open_agent(ca=server.ca_pem, min_version=version, max_version=version)
+
+        with pytest.raises(HandshakeError) as caught:
+            agent.request("GET", server.url + "/hello", options={"cert": revoked.pem, "key": revoked.key_pem})
+        agent.request("GET", server.url + "/hello", options={"cert": good.pem, "key": good.key_pem})
+
+        assert caught.value.alert == "certificate_revoked"
+        assert server.connections[1].client_certificate == good.der
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_allow_partial_trust_chain_ends_a_clients_chain(open_agent, partial):
+    """
+    With an intermediate alone in `ca`, a server takes its clients only by `allow_partial_trust_chain`.
+    """
+    middle = issue("middle of clients", by=issue("root of clients", ca=True), ca=True)
+    client = issue("client.test", by=middle, purpose=CLIENT_AUTH)
+    options = {"request_cert": True, "ca": middle.pem, "allow_partial_trust_chain": partial}
+    with Server({**options, "reject_unauthorized": False}) as server:
+        agent = open_agent(ca=server.ca_pem, cert=client.pem, key=client.key_pem)
+
+        agent.request("GET", server.url + "/hello")
+
+        assert server.connections[0].client_certificate == client.der
+        problem = None if partial else "UNABLE_TO_GET_ISSUER_CERT"
+        assert server.connections[0].authorization_error == problem
 
 
 # --- psk_callback -----------------------------------------------------------------------------------------------------
