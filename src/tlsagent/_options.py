@@ -287,6 +287,14 @@ class ConnectionOptions(OptionsHandle):
                 f"min_version {low} is above max_version {high}: no connection could ever be made",
                 code="ERR_TLS_INVALID_PROTOCOL_VERSION",
             )
+        ciphers = cast("_material.CipherList | None", self.ciphers or None)
+        method = self.secure_protocol
+        newest = protocol_range(method)[1] if isinstance(method, str) else high
+        if ciphers is not None and ciphers.tls12 is None and ciphers.tls13 and newest and newest != "TLSv1.3":
+            raise OptionError(
+                f"`ciphers` names suites of TLS 1.3 alone, the highest version is {newest}: nothing is left to offer",
+                code="ERR_SSL_NO_PROTOCOLS_AVAILABLE",
+            )
 
     def _seal(self) -> None:
         values = tuple(getattr(self, name) for name in self.field_names())

@@ -143,6 +143,20 @@ def test_versions_that_exclude_each_other_are_refused():
         ConnectionOptions(max_version="TLSv1.2").merged_over(AgentOptions(min_version="TLSv1.3"))
 
 
+@pytest.mark.parametrize("highest", [{"max_version": "TLSv1.2"}, {"secure_protocol": "TLSv1_2_method"}])
+def test_ciphers_of_a_version_that_is_off_are_refused(highest):
+    """
+    Suites of TLS 1.3 alone leave nothing to offer below it, in one layer or in two.
+    """
+    suites = ConnectionOptions(ciphers="TLS_AES_128_GCM_SHA256")
+    for said in (lambda: ConnectionOptions(ciphers=suites.ciphers, **highest), lambda: ConnectionOptions(**highest)):
+        with pytest.raises(OptionError, match=r"TLSv1\.2: nothing is left") as caught:
+            said().merged_over(suites)
+        assert caught.value.code == "ERR_SSL_NO_PROTOCOLS_AVAILABLE"
+
+    assert ConnectionOptions(ciphers="TLS_AES_128_GCM_SHA256:ECDHE-RSA-AES128-GCM-SHA256", **highest)
+
+
 def test_an_unhashable_hook_is_refused():
     """
     A hook is part of the pool key, so it must be hashable.
