@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 from typing import Any
 
 import pytest
 from wire_peer import closed_port, serve, tarpit, wait_until
 
-from tlsagent import ConnectError, OptionError, ResolutionError, Timeouts, events
+from tlsagent import Agent, ConnectError, OptionError, ResolutionError, Timeouts, events
 from tlsagent._drivers import resolver
 
 
@@ -219,3 +221,21 @@ def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeyp
 
     assert [future.result(5).status for future in futures] == [200] * 5
     assert len(asked) == 1
+
+
+def test_a_look_up_keeps_nothing_of_who_asked(server):
+    """
+    An agent that is closed and dropped is gone, connections and hooks: the thread that resolved its name lets go.
+    """
+
+    class Hook:
+        def __call__(self, _host: str, _certificate: Any) -> None:
+            """Accept."""
+
+    hook = Hook()
+    gone = weakref.ref(hook)
+    with Agent(ca=server.ca_pem, check_server_identity=hook) as agent:
+        agent.request("GET", server.url + "/hello")
+    del agent, hook
+
+    assert wait_until(lambda: gc.collect() >= 0 and gone() is None)
