@@ -251,6 +251,26 @@ def test_a_session_ticket_is_not_taken_for_an_identity():
     assert asked == []
 
 
+def test_a_long_ticket_is_forgotten_with_its_connection(tmp_path):
+    """A ticket too long to be asked about leaves nothing with the binding either."""
+    context = server_context({"psk_callback": {}.get}, request_cert=True)
+    client = Client(context(), credentials=default_authority().issue("me@a.test", client=True), tmp_path=tmp_path)
+    client.shake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.read(1)  # the ticket, which holds the certificate
+    floor = context()
+    client.again(floor).shake()
+    assert floor.facts is not None
+    assert floor.facts.session_reused
+    address = binding._address(floor._ssl)
+    assert address in binding._psk_identities
+
+    del floor, client
+    gc.collect()
+
+    assert address not in binding._psk_identities
+
+
 def test_nothing_is_remembered_of_a_connection_that_is_gone():
     """A connection given up in its handshake leaves nothing with the binding, whose keys are addresses used again."""
     floor = server_context({"psk_callback": {}.get})()
@@ -265,4 +285,3 @@ def test_nothing_is_remembered_of_a_connection_that_is_gone():
     gc.collect()
 
     assert address not in binding._psk_keys
-    assert address not in binding._psk_identities

@@ -336,6 +336,21 @@ def test_psk_callback_that_knows_no_such_client(open_agent):
         assert [connection.psk_identity for connection in server.connections] == [None, None, None]
 
 
+def test_psk_callback_beside_a_suite_of_another_hash(open_agent):
+    """
+    A key is good for suites of SHA-256: beside another one the client gets the certificate, and no identity counts.
+    """
+    options = {"psk_callback": {"me": KEY}.get, "ciphers": "TLS_AES_256_GCM_SHA384", "request_cert": True}
+    with Server({**options, "reject_unauthorized": False}) as server:
+        agent = psk_client(open_agent, "TLSv1.3", lambda _hint: Psk(KEY, "me"), ca=server.ca_pem)
+
+        response = agent.request("GET", server.url + "/hello")
+
+        [record] = server.connections
+        assert response.connection.peer_certificate is not None
+        assert (record.psk_identity, record.authorization_error) == (None, "UNABLE_TO_GET_ISSUER_CERT")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("outcome", [ValueError("no such tenant"), "a key"], ids=["raises", "returns a str"])
 def test_psk_callback_that_fails_ends_its_connection(open_agent, version, outcome, capfd):
