@@ -177,20 +177,19 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "tlsagent"
+    mpl.rcParams.update({"svg.hashsalt": "tlsagent", "svg.fonttype": "none"})
     heights = [len(outcome.samples) + 1.5 for outcome in outcomes]
     figure = Figure(figsize=(9, 0.28 * sum(heights)), layout="constrained")
     for axes, outcome in zip(
         figure.subplots(len(outcomes), 1, squeeze=False, height_ratios=heights)[:, 0], outcomes, strict=True
     ):
-        ours = {bar.ours for bar in outcome.row.bars} or {who for who in outcome.samples if "Agent" in who}
         names = list(reversed(outcome.samples))
         spreads = [Spread.of([outcome.row.figure.of(sample) for sample in outcome.samples[who]]) for who in names]
         medians = [spread.median for spread in spreads]
         reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-        colours = ["tab:blue" if who in ours else "tab:gray" for who in names]
+        colours = ["tab:blue" if "Agent" in who or "tlsagent" in who else "tab:gray" for who in names]
         axes.barh(names, medians, xerr=reach, color=colours, ecolor="black", capsize=2)
-        axes.set_title(f"{outcome.row.title}: {outcome.row.figure.name}", fontsize=9, loc="left")
+        axes.set_title(f"{outcome.row.title}: {outcome.row.figure.name}", fontsize=8, loc="left", x=-0.3)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

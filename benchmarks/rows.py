@@ -340,15 +340,16 @@ def headroom(row: Row, samples: dict[str, list[Sample]]) -> Verdict:
     """
     Judge the server: what it does alone against the fastest contender.
 
-    What it does alone is what wrk gets out of it or, where wrk itself is the limit, what the fastest contender would
-    get if the server were at work all the time: the greater of the two.
+    What it does alone is what wrk gets out of it. Where every request makes a connection, wrk itself is the limit:
+    there it is what the fastest contender would get if the server were at work all the time.
     """
     assert row.limit is not None
     rates = {who: Spread.of([sample.rate for sample in samples[who]]).median for who in samples if who != row.limit}
     fastest = max(rates, key=lambda who: rates[who])
-    found = Spread.of([
-        max(alone.rate / theirs.rate, 1 / theirs.busy)
-        for alone, theirs in zip(samples[row.limit], samples[fastest], strict=True)
-    ])  # fmt: skip
+    if row.jobs[row.limit].fresh:
+        found = Spread.of([1 / sample.busy for sample in samples[fastest]])
+    else:
+        pairs = zip(samples[row.limit], samples[fastest], strict=True)
+        found = Spread.of([alone.rate / theirs.rate for alone, theirs in pairs])
     text = f"the server alone: at least {HEADROOM:g} x the fastest, {fastest}"
     return Verdict(text, HEADROOM, False, found)
