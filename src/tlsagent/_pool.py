@@ -55,11 +55,12 @@ class Lease(Generic[C]):
         connection: The connection.
         key: Its key.
         reused: Whether it has served an exchange before.
-        from_idle: Whether it lay idle before (the peer may have closed it meanwhile: look before use).
+        from_idle: Whether it lay idle before.
+        may_be_stale: Whether it is older than the request, so that the peer may have closed it meanwhile: look first.
         user: Whom it was made for, as `acquire` was told. The pool does not look at it.
     """
 
-    __slots__ = ("_slot", "connection", "from_idle", "key", "reused", "user")
+    __slots__ = ("_slot", "connection", "from_idle", "key", "may_be_stale", "reused", "user")
 
     def __init__(self, slot: _Slot[C], from_idle: bool, user: Any) -> None:
         self._slot = slot
@@ -67,6 +68,7 @@ class Lease(Generic[C]):
         self.key = slot.bucket.key
         self.reused = slot.served
         self.from_idle = from_idle
+        self.may_be_stale = from_idle or slot.served
         self.user = user
 
     def __repr__(self) -> str:

@@ -408,6 +408,43 @@ def test_preconnect_opens_connections_that_requests_then_use(open_agent, gated_s
     assert gated_server.stats.handshakes_resumed == told.count("resumed")
 
 
+@pytest.mark.parametrize("leave", ["fin", "close_notify", "reset"])
+def test_preconnected_connection_that_the_server_closed(open_agent, open_peer, leave):
+    """
+    An idle connection is looked at before its first request too: one that is gone by then costs no request.
+    """
+    gone = threading.Event()
+
+    def script(connection):
+        if connection.number > 1:
+            serve(connection)
+            return
+        if leave == "close_notify":
+            connection.close_notify()
+        getattr(connection, "fin" if leave == "close_notify" else leave)()
+        gone.set()
+
+    peer = open_peer(script)
+    agent = open_agent(ca=peer.ca_pem)
+
+    async def without_a_turn_between():
+        await agent.agent.preconnect(peer.url)
+        assert gone.wait(5)
+        time.sleep(0.05)
+        return await agent.agent.request("POST", peer.url, content=b"once")
+
+    if agent.driver == "threads":
+        agent.preconnect(peer.url)
+        assert gone.wait(5)
+        time.sleep(0.05)
+        response = agent.request("POST", peer.url, content=b"once")
+    else:
+        response = agent.run(without_a_turn_between())
+
+    assert (response.status, response.attempts) == (200, 1)
+    assert len(peer.connections) == 2
+
+
 def test_preconnect_keeps_to_the_limits(open_agent, server):
     """
     `preconnect` opens no more than `max_sockets` allows.

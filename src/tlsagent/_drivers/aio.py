@@ -636,7 +636,7 @@ class AsyncAgent:
         """Start on the granted connection; returns False if it was found dead and given back."""
         connection: Connection = exchange.lease.connection
         protocol: _Protocol = connection.transport
-        if connection.requests:
+        if exchange.lease.may_be_stale:
             connection.check_idle(now)
             protocol.drain(now)
             if connection.dead is not None:

@@ -401,7 +401,7 @@ class Agent:
                 return
             connection: Connection = exchange.lease.connection
             now = time.monotonic()
-            if not connection.requests or self._still_good(connection, now):
+            if not exchange.lease.may_be_stale or self._still_good(connection, now):
                 break
             self._change(self._core.give_back, exchange, now)
         self._core.start(exchange, now)

@@ -281,7 +281,7 @@ class Simulation:
         exchange = handle.exchange
         connection: Connection = exchange.lease.connection
         link: Link = connection.transport
-        if connection.requests:
+        if exchange.lease.may_be_stale:
             connection.check_idle(self.now)
             link.drain(self.now)
             self.core.keep_sessions(connection)
