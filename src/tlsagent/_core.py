@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
@@ -54,7 +55,7 @@ from tlsagent.errors import (
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from tlsagent._http.messages import CallerFields, RequestHead
     from tlsagent._identity import Origin
@@ -202,12 +203,22 @@ class AgentCore:
                 plan = self._make_plan(authority, None)
                 _remember(self._plans, authority, plan, _MAX_PLANS)
             return plan, target
-        special = options if isinstance(options, ConnectionOptions) else self._converted(options)
+        special = self._of_request(options)
         plan = self._special_plans.get((authority, special))
         if plan is None:
             plan = self._make_plan(authority, special)
             _remember(self._special_plans, (authority, special), plan, _MAX_PLANS)
         return plan, target
+
+    def _of_request(self, options: ConnectionOptions | Mapping[str, Any]) -> ConnectionOptions:
+        if isinstance(options, AgentOptions):
+            raise OptionTypeError("options of a request must be ConnectionOptions: an agent's have no effect on it")
+        if isinstance(options, ConnectionOptions):
+            return options
+        if not isinstance(options, Mapping):
+            text = f"options must be ConnectionOptions or a mapping of their fields, not {type(options).__name__}"
+            raise OptionTypeError(text)
+        return self._converted(options)
 
     def _converted(self, mapping: Mapping[str, Any]) -> ConnectionOptions:
         # With the types: 0 == False, and only the literal False turns verification off.
@@ -238,11 +249,11 @@ class AgentCore:
         host: str,
         port: int,
         said: ConnectionOptions,
-        below: ConnectionOptions | None,
+        below: ConnectionOptions | Mapping[str, Any] | None,
         timeouts: Timeouts | float | None,
     ) -> Dial:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
-        special = said if below is None else said.merged_over(below)
+        special = said if below is None else said.merged_over(self._of_request(below))
         self._warn_once(special)
         said_of_all = special.merged_over(self._said)
         plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)

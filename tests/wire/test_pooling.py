@@ -413,12 +413,14 @@ def test_preconnected_connection_that_the_server_closed(open_agent, open_peer, l
     """
     An idle connection is looked at before its first request too: one that is gone by then costs no request.
     """
-    gone = threading.Event()
+    connected, gone = threading.Event(), threading.Event()
 
     def script(connection):
         if connection.number > 1:
             serve(connection)
             return
+        connection.flush()
+        assert connected.wait(5)
         if leave == "close_notify":
             connection.close_notify()
         getattr(connection, "fin" if leave == "close_notify" else leave)()
@@ -429,14 +431,14 @@ def test_preconnected_connection_that_the_server_closed(open_agent, open_peer, l
 
     async def without_a_turn_between():
         await agent.agent.preconnect(peer.url)
+        connected.set()
         assert gone.wait(5)
-        time.sleep(0.05)
         return await agent.agent.request("POST", peer.url, content=b"once")
 
     if agent.driver == "threads":
         agent.preconnect(peer.url)
+        connected.set()
         assert gone.wait(5)
-        time.sleep(0.05)
         response = agent.request("POST", peer.url, content=b"once")
     else:
         response = agent.run(without_a_turn_between())

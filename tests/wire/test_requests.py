@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from wire_peer import OK, PeerConnection, serve, standstill, wait_until
 
-from tlsagent import ConnectionLost, LocalProtocolError, RemoteProtocolError
+from tlsagent import AgentOptions, ConnectionLost, LocalProtocolError, OptionError, RemoteProtocolError
 
 MEGABYTE = 1 << 20
 
@@ -504,3 +504,21 @@ def test_body_cut_short_is_never_a_success(open_agent, open_peer, ending):
         got_some.set()
         with pytest.raises(ConnectionLost):
             next(pieces)
+
+
+@pytest.mark.parametrize("options", [AgentOptions(max_sockets=1), [("ca", None)], "ca"])
+@pytest.mark.parametrize("verb", ["request", "connect"])
+def test_options_of_the_wrong_kind(open_agent, server, options, verb):
+    """
+    What a request could not heed is refused before any socket opens: options of an agent, or what are none.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    act, *arguments = {
+        "request": (agent.request, "GET", server.url),
+        "connect": (agent.connect, "localhost", server.port),
+    }[verb]
+
+    with pytest.raises(OptionError, match="options"):
+        act(*arguments, options=options)
+
+    assert server.stats.connections == 0

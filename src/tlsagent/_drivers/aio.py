@@ -923,7 +923,7 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: None = None,
-        options: ConnectionOptions | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
         timeouts: Timeouts | float | None = None,
         **keywords: Any,
     ) -> AsyncRawConnection: ...
@@ -934,7 +934,7 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: Callable[[], asyncio.Protocol],
-        options: ConnectionOptions | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
         timeouts: Timeouts | float | None = None,
         **keywords: Any,
     ) -> tuple[asyncio.Transport, asyncio.Protocol]: ...
@@ -944,7 +944,7 @@ class AsyncAgent:
         port: int,
         *,
         protocol_factory: Callable[[], asyncio.Protocol] | None = None,
-        options: ConnectionOptions | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
         timeouts: Timeouts | float | None = None,
         **keywords: Any,
     ) -> AsyncRawConnection | tuple[asyncio.Transport, asyncio.Protocol]:
@@ -956,7 +956,7 @@ class AsyncAgent:
             host, port: Whom to talk to; the name is verified.
             protocol_factory: Gives (transport, protocol), as asyncio's `create_connection`.
             timeouts: Of these, lookup, connect and handshake count.
-            options: `ConnectionOptions`, laid over the agent's.
+            options: `ConnectionOptions`, or a mapping of them, laid over the agent's.
             keywords: Fields of `ConnectionOptions`, laid over `options`.
 
         Raises:

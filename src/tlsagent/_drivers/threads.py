@@ -879,7 +879,7 @@ class Agent:
         host: str,
         port: int,
         *,
-        options: ConnectionOptions | None = None,
+        options: ConnectionOptions | Mapping[str, Any] | None = None,
         timeouts: Timeouts | float | None = None,
         **keywords: Any,
     ) -> RawConnection:
@@ -890,7 +890,7 @@ class Agent:
         Args:
             host, port: Whom to talk to; the name is verified.
             timeouts: Of these, lookup, connect and handshake count.
-            options: `ConnectionOptions`, laid over the agent's.
+            options: `ConnectionOptions`, or a mapping of them, laid over the agent's.
             keywords: Fields of `ConnectionOptions`, laid over `options`.
 
         Raises:
