@@ -158,6 +158,26 @@ def test_a_rule_counts_only_while_the_tables_say_so():
     assert not type(rule)(rule.source, rule.why, rule.explains, ("timeout", "is ignored")).holds
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"servers": {"A": {"nosuch": 1}}}, "a server with nosuch"),
+        ({"steps": [{"op": "nosuch"}]}, "the step 'nosuch'"),
+        ({"steps": [{"op": "run"}]}, "the step 'run'"),
+        ({"steps": [{"op": "start", "id": "r1", "nosuch": 1}]}, "a step with nosuch"),
+        ({"agent": {"ca": {"$file": "nosuch"}}}, "a file 'nosuch' that meta.files does not have"),
+    ],
+)
+def test_what_the_replay_does_not_know_fails_by_name(change, named):
+    """
+    A scenario with anything unknown fails, says what it was, and leaves the others alone.
+    """
+    odd, sound = play({**SCENARIOS["seq3-keepalive"], **change, "id": "odd"}, SCENARIOS["seq3-keepalive"])
+
+    assert (odd.status, odd.failures) == ("fail", [f"the replay does not know {named}"])
+    assert sound.status == "pass"
+
+
 def test_from_the_command_line(tmp_path):
     """
     `python -m tests.pooling FILE --json OUT` writes the verdicts; its exit status is 1 if anything failed.

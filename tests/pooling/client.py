@@ -28,7 +28,7 @@ from urllib.parse import urlencode
 from tests.pooling.material import Decoder, PinMismatch, Unknown
 from tests.pooling.server import Board, NodeServer
 
-from tlsagent import AsyncAgent, OptionError, node
+from tlsagent import AgentOptions, AsyncAgent, OptionError, node
 from tlsagent.errors import LocalProtocolError, RequestTimeout, TLSAgentError
 from tlsagent.events import Event, Reused, SessionTicket
 from tlsagent.node import UNDEFINED
@@ -37,6 +37,9 @@ PATIENCE = 15.0
 """Seconds after which a request that is waited for counts as hung."""
 
 _OURS = ("host", "hostname", "port", "path", "method", "headers")
+_STEPS = {
+    "start", "wait", "sleep", "abort", "destroy_agent", "snapshot", "rotate_tickets", "server_close", "server_listen",
+}  # fmt: skip
 _STEP_KEYS = {
     "op", "id", "query", "options", "origin", "method", "body", "body_slow", "no_read", "destroy_on_timeout",
     "capture_session",
@@ -77,21 +80,26 @@ class Play:
 
     async def run(self) -> dict[str, Any]:
         """Return what was observed, in the form of the file."""
-        for server in self._servers.values():
-            await server.listen()
         try:
-            self._options = node.agent_options(self._decode(self._scenario["agent"]))
-        except OptionError as error:
-            await self._clear_up()
-            return {"agent_refused": _told(error), "requests": {}, "servers": {}}
-        self._agents.append(AsyncAgent(self._options))
-        try:
+            for server in self._servers.values():
+                await server.listen()
+            try:
+                self._options = self._agent_options()
+            except OptionError as error:
+                return {"agent_refused": _told(error), "requests": {}, "servers": {}}
+            self._agents.append(AsyncAgent(self._options))
             for step in self._scenario["steps"]:
+                if step["op"] not in _STEPS:
+                    raise Unknown(f"the step {step['op']!r}")
                 await getattr(self, f"_{step['op']}")(step)
             final = self._count()
             return self._seen(final)
         finally:
             await self._clear_up()
+
+    def _agent_options(self, *without: str) -> AgentOptions:
+        said = self._scenario["agent"].items()
+        return node.agent_options(self._decode({name: value for name, value in said if name not in without}))
 
     def _seen(self, final: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -168,7 +176,10 @@ class Play:
     async def _destroy_agent(self, step: dict[str, Any]) -> None:
         before = self._agent
         before.destroy()
-        self._agents.append(AsyncAgent(self._options, session_store=before._core.store))
+        store = before._core.store
+        # The store has its size already.
+        options = self._options if store is None else self._agent_options("maxCachedSessions")
+        self._agents.append(AsyncAgent(options, session_store=store))
 
     async def _snapshot(self, step: dict[str, Any]) -> None:
         self._snapshots.append({"label": step["label"], **self._count()})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pooling.client import Play, catching
+from tests.pooling.material import Unknown
 from tests.pooling.rules import Case, Difference, broken, differences, explained
 
 _AT_ONCE = 8
@@ -96,20 +97,22 @@ async def replay(content: Mapping[str, Any], only: frozenset[str] = frozenset())
 
 async def _play(scenario: Mapping[str, Any], files: Mapping[str, Any]) -> Verdict:
     started = time.monotonic()
-    play = Play(scenario, files)
     found: list[Difference] = []
     try:
+        play = Play(scenario, files)
         here = await play.run()
         case = Case(scenario, here, play.failures)
         found = explained(case, differences(scenario, here))
         failures = broken(case)
+    except Unknown as error:
+        failures = [f"the replay does not know {error}"]
     except Exception as error:
         failures = [f"the replay broke: {error!r} ({_place_of(error)})"]
     failures += [
         f"{'.'.join(one.path)}: Node {one.node!r}, here {one.here!r}" for one in found if one.explained_by is None
     ]
     status = "fail" if failures else "explained" if found else "pass"
-    return Verdict(scenario["id"], scenario["title"], status, found, failures, time.monotonic() - started)
+    return Verdict(scenario["id"], scenario.get("title", ""), status, found, failures, time.monotonic() - started)
 
 
 def _place_of(error: BaseException) -> str:
