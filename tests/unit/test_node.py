@@ -30,6 +30,20 @@ class Socket:
         return -1
 
 
+def revocation_list():
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    leaf = x509.load_pem_x509_certificate(CERT)
+    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    builder = x509.CertificateRevocationListBuilder(leaf.issuer, start, end)
+    return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+CRL = revocation_list()
+
 # Conversion -------------------------------------------------------------------------------------------------------
 
 # For each property that is supported: a value, and what the field becomes.
@@ -48,7 +62,7 @@ CONVERTED = {
     "ciphers": ("ECDHE-RSA-AES128-GCM-SHA256", ConnectionOptions(ciphers="ECDHE-RSA-AES128-GCM-SHA256").ciphers),
     "ecdhCurve": ("P-256", "P-256"),
     "dhparam": ("auto", ConnectionOptions(dhparam="auto").dhparam),
-    "crl": ([], ConnectionOptions(crl=[]).crl),
+    "crl": ([CRL], ConnectionOptions(crl=CRL).crl),
     "sessionIdContext": ("ctx", "ctx"),
     "pfx": ([], ()),
     "checkServerIdentity": (node.check_server_identity, node.check_server_identity),
@@ -700,6 +714,13 @@ def test_names_of_ciphers_that_nobody_knows_are_skipped(ciphers):
     A name in the wrong case is an unknown one, which costs nothing beside one that is known.
     """
     assert isinstance(node.secure_context({"ciphers": ciphers}), SecureContext)
+
+
+def test_no_revocation_lists_are_no_check():
+    """
+    An empty array says nothing, as in Node, where only a list that is added switches the check on.
+    """
+    assert node.connection_options({"port": 1, "crl": []}).crl is UNSET
 
 
 def test_a_passphrase_for_a_bundle_may_be_a_buffer():

@@ -195,6 +195,8 @@ def crl(name: str, value: Any, _all: Options) -> Any:
         return UNSET
     code = "ERR_CRYPTO_OPERATION_FAILED"
     if is_array(value):
+        if not value:
+            return UNSET  # Node switches the check on with the first list
         return [_pem(name, item, code) for item in value]
     return _pem(name, value, code)
 
