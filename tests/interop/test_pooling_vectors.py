@@ -149,6 +149,20 @@ def test_what_only_an_old_node_does_wrong_excuses_nothing():
     assert found == [Difference(("requests", "r2", "reused_socket"), False, True)]
 
 
+@pytest.mark.parametrize(("here", "meant"), [("ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION", True), ("ECONNRESET", False)])
+def test_the_reason_of_an_alert_stands_for_eproto(here, meant):
+    """
+    Node 26.7.0 says EPROTO of a refused protocol version; the reason is as good, another error is not.
+    """
+    scenario = copy.deepcopy(SCENARIOS["wrong-name"])
+    seen = copy.deepcopy(scenario["observed"])
+    scenario["observed"]["requests"]["r1"]["error"]["code"] = "EPROTO"
+    seen["requests"]["r1"]["error"]["code"] = here
+    case = Case(scenario, seen)
+    [found] = explained(case, differences(scenario, seen))
+    assert (found.explained_by is not None) is meant
+
+
 def test_a_rule_counts_only_while_the_tables_say_so():
     """
     A rule that rests on a line of SUPPORT goes when the line says something else.

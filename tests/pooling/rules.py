@@ -421,6 +421,12 @@ def _refused_in_the_handshake(case: Case, difference: Difference) -> bool:
     return bool(in_both) and (counts or difference.path[2:3] == ("conns",)) and _no_request_in(case, difference)
 
 
+def _reason_in_place_of_errno(case: Case, difference: Difference) -> bool:
+    """Node says EPROTO of an alert that came while a request waited to be written."""
+    told = difference.request is not None and difference.path[-1] == "code" and difference.node == "EPROTO"
+    return told and str(difference.here).startswith("ERR_SSL_")
+
+
 def _no_request_in(case: Case, difference: Difference) -> bool:
     """Whether a connection that only one of the two has carried no request."""
     if difference.path[2:3] != ("conns",):
@@ -515,6 +521,7 @@ RULES: Final = (
     Rule("section h, no identity check on resumption", "not authorised stays so on resumption", _unauthorized_stays_so),
     Rule("section h, CN fallback", "RFC 9525: no common name, no partial wildcard", _stricter_names),
     Rule("section f", "a refused certificate is told to the server by an alert", _refused_in_the_handshake),
+    Rule("section f", "a protocol error has OpenSSL's reason as its code, always", _reason_in_place_of_errno),
     Rule("section h, ALPN result", "a protocol that is not spoken ends the handshake", _alpn_heeded),
     Rule(
         "SUPPORT ALPNProtocols", "http/1.1 is offered where nothing is said",
