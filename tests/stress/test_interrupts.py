@@ -134,6 +134,7 @@ agent.close()
 assert descriptors() == 0
 tell(struck=counts[1], finished=counts[0])
 """,
+        measured=False,
         ROUNDS=1_000,
         SEED=len(exception),
     )
@@ -185,6 +186,7 @@ check(agent, "last")
 agent.close()
 tell(struck=counts[1], served=min(served), failures=failures)
 """,
+        measured=False,
         ROUNDS=1_000,
     )
 

@@ -201,7 +201,7 @@ def test_serve_tells_where_it_is_and_serves(tmp_path):
         with Agent(ca=ca) as agent:
             response = agent.request("GET", told["url"] + "/hello")
         process.send_signal(signal.SIGINT)
-        status = process.wait(10)
+        status = process.wait(30)
 
     assert told["ca"] == str(ca)
     assert response.text == "Hello, world"
@@ -215,7 +215,7 @@ def test_serve_takes_its_temporary_files_with_it():
     with serving() as (process, told):
         assert "BEGIN CERTIFICATE" in Path(told["ca"]).read_text()
         process.send_signal(signal.SIGTERM)
-        status = process.wait(10)
+        status = process.wait(30)
 
     assert status == 0
     assert not Path(told["ca"]).exists()
@@ -261,7 +261,7 @@ def test_serve_explains_itself_to_people(capfd):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         head = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=10)
+        rest, _ = process.communicate(timeout=30)
 
     assert head[0].startswith("Serving https://localhost:")
     assert head[2].startswith("Try: curl --cacert ")
