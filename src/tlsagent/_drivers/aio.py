@@ -127,9 +127,11 @@ class _Protocol(asyncio.BufferedProtocol):
     def advance(self, now: float) -> None:
         """Write, carry the connection's news over to the core, wake whoever waits for them."""
         connection, agent = self.connection, self._agent
-        data = connection.data_to_send()
-        if data:
-            self.transport.write(data)
+        if self.handshake is None or connection.info is None or connection.dead is not None:
+            data = connection.data_to_send()
+            if data:
+                self.transport.write(data)
+        # else the end of our handshake goes with the request, which the dial is about to begin: one packet, not two.
         exchange = connection.exchange or connection.ended
         if connection.sessions:
             agent._core.keep_sessions(connection, exchange)
@@ -740,6 +742,8 @@ class AsyncAgent:
             if self._core.listening():
                 self._core.emit(ConnectFailed(dial.plan.key.digest, cast("BaseException", error)))
         self._carry_out(now)
+        if connection is not None:
+            connection.transport.flush()  # the end of the handshake, if no request took it along
         if dial.on_done is not None:
             dial.on_done(connection, error)
 
@@ -976,6 +980,7 @@ class AsyncAgent:
                 raise
             raise described from error
         protocol: _Protocol = connection.transport
+        protocol.flush()
         try:
             if self._closed:
                 raise closed_error()
