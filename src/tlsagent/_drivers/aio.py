@@ -28,7 +28,7 @@ from tlsagent._drivers import fork
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race, race_of
 from tlsagent._drivers.aio_raw import Arrivals, AsyncRawConnection, RawTransport
-from tlsagent._drivers.sockets import drain, names_of, new_socket, peeker, read_rest, unix_address, users_socket
+from tlsagent._drivers.sockets import begin_connect, drain, names_of, peeker, read_rest, unix_address, users_socket
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
-    from tlsagent._identity import Route
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
 
@@ -800,8 +799,7 @@ class AsyncAgent:
                 break
             if protocol.handshake is None or protocol.handshake.done():
                 protocol.handshake = self._loop.create_future()
-            deadline = min(dial.deadline, connection.next_deadline())
-            await asyncio.wait((protocol.handshake,), timeout=_remaining(deadline))
+            await self._wait_until(protocol.handshake, min(dial.deadline, connection.next_deadline()))
         failure = connection.handshake_error
         if failure is not None:
             raise failure
@@ -818,28 +816,24 @@ class AsyncAgent:
             addresses = [unix_address(route.path)]
         else:
             dial.enter("lookup", time.monotonic())
-            try:
-                async with asyncio.timeout(_remaining(dial.deadline)):
-                    addresses = await self._look_up(dial)
-                    while not dial.resolved(addresses[0].host):
-                        addresses = await self._look_up(dial)
-            except TimeoutError:
-                raise dial.overdue() from None
+            addresses = await self._look_up(dial)
+            while not dial.resolved(addresses[0].host):
+                addresses = await self._look_up(dial)
         dial.enter("connect", time.monotonic())
-        try:
-            async with asyncio.timeout(_remaining(dial.deadline)):
-                return await self._race(race_of(addresses, dial.plan), route)
-        except TimeoutError:
-            raise dial.overdue() from None
+        return await self._race(race_of(addresses, dial.plan), dial)
 
     async def _look_up(self, dial: Dial) -> list[Address]:
         route = dial.plan.key.route
         host, port = dial.unresolved
         if route.lookup is not None:
-            with _resolver.hook_errors(host):
-                answer = route.lookup(host, route.family)
-                if inspect.isawaitable(answer):
-                    answer = await answer
+            try:
+                async with asyncio.timeout(_remaining(dial.deadline)):
+                    with _resolver.hook_errors(host):
+                        answer = route.lookup(host, route.family)
+                        if inspect.isawaitable(answer):
+                            answer = await answer
+            except TimeoutError:
+                raise dial.overdue() from None
             return _resolver.from_hook(host, answer, port)
         addresses = _resolver.literal(host, port)
         if addresses is not None:
@@ -852,49 +846,51 @@ class AsyncAgent:
                 loop.call_soon_threadsafe(_set_done, done)
 
         lookup = _resolver.resolver.start(host, _resolver.family_of(route), callback)
-        await done
+        await self._wait_until(done, dial.deadline)
+        if not lookup.done:
+            raise dial.overdue()
         return lookup.result(port)
 
-    async def _race(self, race: Race, route: Route) -> socket.socket:
+    async def _race(self, race: Race, dial: Dial) -> socket.socket:
         """Return the first socket that connects; the others are closed."""
-        running: dict[asyncio.Task[socket.socket], Address] = {}
+        running: dict[asyncio.Task[None], tuple[Address, socket.socket]] = {}
         try:
             while not race.lost:
                 now = time.monotonic()
+                if now >= dial.deadline:
+                    raise dial.overdue()
                 for address in race.due(now):
-                    running[self._loop.create_task(self._connect_to(address, route))] = address
-                pause = race.next_deadline() - now
-                done, _ = await asyncio.wait(
-                    running, timeout=None if pause == math.inf else pause, return_when=asyncio.FIRST_COMPLETED
-                )
-                winners = []
-                for task in done:
-                    address = running.pop(task)
-                    exc = task.exception()
-                    if exc is None:
-                        winners.append(task.result())
-                    elif isinstance(exc, OSError):
-                        race.failed(address, exc)
-                    else:
-                        raise exc
-                for spare in winners[1:]:
-                    spare.close()
-                if winners:
-                    return winners[0]
+                    try:
+                        sock, connected = begin_connect(address, dial.plan.key.route)
+                    except OSError as error:
+                        race.failed(address, error)
+                        continue
+                    if connected:
+                        return sock
+                    task = self._loop.create_task(self._loop.sock_connect(sock, address.sockaddr))
+                    running[task] = address, sock
+                if running:
+                    timeout = _remaining(min(race.next_deadline(), dial.deadline))
+                    done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                    winner = _winner(race, running, done)
+                    if winner is not None:
+                        return winner
             raise race.error()
         finally:
-            for task in running:
-                task.add_done_callback(_close_unused)
+            for task, (_, sock) in running.items():
+                task.add_done_callback(functools.partial(_close_unused, sock))
                 task.cancel()
 
-    async def _connect_to(self, address: Address, route: Route) -> socket.socket:
-        sock = new_socket(address, route)
+    async def _wait_until(self, future: asyncio.Future[None], deadline: float) -> None:
+        """Wait for a future that no exception ends, or until the deadline, whichever comes first."""
+        if deadline == math.inf:
+            await future
+            return
+        timer = self._loop.call_later(deadline - time.monotonic(), _set_done, future)
         try:
-            await self._loop.sock_connect(sock, address.sockaddr)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+            await future
+        finally:
+            timer.cancel()
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
@@ -1118,9 +1114,26 @@ def _wake(exchange: Exchange) -> None:
         waker.set_result(None)
 
 
-def _close_unused(connecting: asyncio.Task[socket.socket]) -> None:
-    if not connecting.cancelled() and connecting.exception() is None:
-        connecting.result().close()
+def _winner(
+    race: Race, running: dict[asyncio.Task[None], tuple[Address, socket.socket]], done: set[asyncio.Task[None]]
+) -> socket.socket | None:
+    """Take the attempts that are done from those that run; returns the socket of one that has connected."""
+    for task in done:
+        exc = task.exception()
+        if exc is not None and not isinstance(exc, OSError):
+            raise exc
+        address, sock = running.pop(task)
+        if exc is None:
+            return sock
+        sock.close()
+        race.failed(address, exc)
+    return None
+
+
+def _close_unused(sock: socket.socket, connecting: asyncio.Task[None]) -> None:
+    if not connecting.cancelled():
+        connecting.exception()  # or asyncio would tell that nobody looked
+    sock.close()
 
 
 async def _anext(pieces: AsyncGenerator[bytes | memoryview, None]) -> bytes | memoryview | None:

@@ -157,7 +157,7 @@ class Dialling:
             self.wake()
 
     def _finish_lookup(self, lookup: _resolver.Lookup) -> None:
-        if lookup.addresses is not None or lookup.error is not None:
+        if lookup.done:
             self._lookup = None
             self._resolved(lookup.result(self.dial.unresolved[1]))
 

@@ -48,6 +48,11 @@ class Lookup:
         self.error: OSError | None = None
         self.callbacks: list[Callable[[], None]] = []
 
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self.addresses is not None or self.error is not None
+
     def result(self, port: int) -> list[Address]:
         """Return the addresses with the port in them; raises `ResolutionError`."""
         if self.error is not None:

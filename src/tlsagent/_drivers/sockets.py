@@ -7,10 +7,13 @@ No function of `socket` or `select` is bound at import, so that gevent may repla
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
+import os
 import select
 import socket
+import sys
 from typing import TYPE_CHECKING, Final, cast
 
 from tlsagent._drivers import fork
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 _LONGEST_WAIT: Final = 3_600.0
 """Seconds after which a wait looks again; poll() cannot wait for ever and in milliseconds at once."""
+
+
+_UNDER_WAY: Final = frozenset({0, errno.EALREADY, errno.EAGAIN})
 
 
 def new_socket(address: Address, route: Route) -> socket.socket:
@@ -59,6 +65,31 @@ def unix_address(path: str) -> Address:
     if family is None:
         raise ConnectError("path needs Unix sockets, which this platform lacks", code="ERR_TLSAGENT_UNSUPPORTED")
     return Address(family, path)
+
+
+def begin_connect(address: Address, route: Route) -> tuple[socket.socket, bool]:
+    """
+    Return a socket for an address, and whether it is connected already; if not, connecting it again goes on.
+
+    Linux has a connection within the host ready when connect() returns, and says so to whoever calls it again; that
+    spares a wait in the event loop. Elsewhere a second call may lose the outcome of the first: nothing is begun.
+
+    Raises:
+        OSError: The attempt has failed.
+    """
+    sock = new_socket(address, route)
+    if sys.platform != "linux":
+        return sock, False
+    try:
+        code = sock.connect_ex(address.sockaddr)
+        if code == errno.EINPROGRESS:
+            code = sock.connect_ex(address.sockaddr)
+        if code not in _UNDER_WAY:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock, code == 0
 
 
 def users_socket(given: object) -> socket.socket:
