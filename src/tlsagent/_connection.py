@@ -236,7 +236,7 @@ class Connection:
         dialled_at: float,
         limits: SocketLimits,
         tunnel: Tunnel | None,
-        on_tunnel_opened: Callable[[float], None],
+        on_tunnel_opened: Callable[[float], None] | None,
         chance: float = 0.0,
     ) -> None:
         self.plan = plan
@@ -502,7 +502,9 @@ class Connection:
         """Note that the handshake with the origin begins."""
         self._engine = engine
         self.tunnelling = False
+        assert self._on_tunnel_opened is not None
         self._on_tunnel_opened(now)
+        self._on_tunnel_opened = None
 
     def secured(self, facts: HandshakeFacts, now: float) -> None:
         """Note the end of the handshake; refuse a protocol that is not ours to speak."""

@@ -420,7 +420,7 @@ class AgentCore:
             dialled_at=dial.begun_at,
             limits=self._socket_limits,
             tunnel=tunnel,
-            on_tunnel_opened=functools.partial(dial.enter, "handshake"),
+            on_tunnel_opened=None if tunnel is None else functools.partial(dial.enter, "handshake"),
             chance=chance,
         )
         self._tally.opened(connection)
@@ -481,12 +481,14 @@ class AgentCore:
         connection.timer = Timer(connection)
         if dial.attempt is not None:
             self.pool.connected(dial.attempt, connection, now)
+            dial.attempt.user = None
         self.watch(connection)
 
     def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:
         """End an attempt without a connection; None abandons it."""
         if dial.attempt is not None:
             self.pool.connect_failed(dial.attempt, error and dial.describe(error), now)
+            dial.attempt.user = None
 
     def closed(self, connection: Connection, reason: str) -> bool:
         """Count a connection whose transport was closed by the driver; returns whether this was the first call."""

@@ -18,6 +18,7 @@ import pytest
 from wire_peer import PeerConnection, wait_until
 
 from tlsagent import AgentClosed, AsyncAgent, ConnectionLost, WrongEventLoop
+from tlsagent._tls.engine import TLSEngine
 from tlsagent.testing import Server
 
 
@@ -41,6 +42,25 @@ def background(function: Any) -> Any:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def engines() -> int:
+    """Return how many TLS engines there are."""
+    return sum(type(thing) is TLSEngine for thing in gc.get_objects())
+
+
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(open_agent, server):
+    """TLS and its buffers are freed with the connection, for they are large and collections rare."""
+    agent = open_agent(ca=server.ca_pem, keep_alive=False)
+    gc.collect()
+    before = engines()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert agent.request("GET", server.url + "/bytes/5").status == 200
+        assert wait_until(lambda: engines() == before)
+    finally:
+        gc.enable()
 
 
 # --- close and destroy ------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self.tunnelling = connection.tunnelling
         self.writable: asyncio.Future[None] | None = None
         self.reading = True
+        self.closed = False
         self.raw: Arrivals | RawTransport | None = None
         connection.transport = self
 
@@ -103,6 +104,8 @@ class _Protocol(asyncio.BufferedProtocol):
                 self.connection.receive_eof(now)
         self.advance(now)
         self.resume_writing()
+        if self.closed:
+            self.connection.transport = None  # no cycle is left: TLS and buffers are freed now, not by a collection
 
     def pause_writing(self) -> None:
         if self.writable is None:
@@ -201,6 +204,7 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def shut(self, connection: Connection, reason: str) -> None:
         """Close the transport; bytes still to be sent get a moment."""
+        self.closed = True
         if connection.dead is None:
             connection.close(reason)
         transport = self.transport
