@@ -467,6 +467,8 @@ def _tcp_keep_alive(name: str, value: Any) -> float | None:
 
 def is_ip_address(text: str) -> bool:
     """Whether `text` is an IPv4 or IPv6 literal, a zone id allowed."""
+    if ":" not in text and not text[-1:].isdigit():
+        return False  # most hosts: spares an exception per look-up
     try:
         ipaddress.ip_address(text)
     except ValueError:
