@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import threading
@@ -10,9 +11,9 @@ import weakref
 from typing import Any
 
 import pytest
-from wire_peer import closed_port, serve, tarpit, wait_until
+from wire_peer import closed_port, full_listener, serve, standstill, tarpit, wait_until
 
-from tlsagent import Agent, ConnectError, OptionError, ResolutionError, Timeouts, events
+from tlsagent import Agent, ConnectError, OptionError, RequestError, ResolutionError, Timeouts, events
 from tlsagent._drivers import resolver
 
 
@@ -194,6 +195,31 @@ def test_address_that_does_not_answer_is_overtaken(open_agent):
         assert caught.value.phase == "handshake"
         assert [event.remote_address for event in heard] == [("127.0.0.2", port)]
         listener.accept()[0].close()
+
+
+def test_address_that_answers_late_is_waited_for(open_agent):
+    """
+    A connect that is not over at once goes on: its first SYN finds no room at the listener, a later one does.
+    """
+    with full_listener() as listener:
+        agent = open_agent(timeouts=Timeouts(connect=20, handshake=0.2))
+        heard: list[Any] = []
+        agent.agent.on(events.Connected, heard.append)
+
+        pending = agent.submit("GET", f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        assert wait_until(lambda: agent.stats().dialling == 1)
+        assert standstill(lambda: len(heard)) == 0
+        listener.settimeout(0.05)
+
+        def made_room() -> bool:
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+            return bool(heard)
+
+        assert wait_until(made_room)
+        with pytest.raises(RequestError) as caught:
+            pending.result(20)
+        assert caught.value.phase == "handshake"
 
 
 def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeypatch):

@@ -271,8 +271,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def tarpit() -> Iterator[int]:
-    """Give the port of a listener that answers no SYN: its accept queue is full."""
+def full_listener() -> Iterator[socket.socket]:
+    """Give a listener that answers no SYN before connections are accepted: its accept queue is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -281,6 +281,13 @@ def tarpit() -> Iterator[int]:
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
+        yield listener
+
+
+@contextlib.contextmanager
+def tarpit() -> Iterator[int]:
+    """Give the port of a listener that answers no SYN."""
+    with full_listener() as listener:
         yield listener.getsockname()[1]
 
 
