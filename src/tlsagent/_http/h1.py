@@ -343,7 +343,8 @@ class H1Engine:
                 case b"keep-alive":
                     self.idle_hint = idle_hint(value)
                 case b"connection":
-                    closing = closing or b"close" in tokens(value)
+                    # Nearly every server that says anything says this.
+                    closing = closing or (value != b"keep-alive" and b"close" in tokens(value))
         if chunked and (length is not None or response.http_version == "HTTP/1.0"):
             with_what = "together with Content-Length" if length is not None else "in HTTP/1.0"
             raise self._broken(f"the server sent Transfer-Encoding {with_what}: the length of the body is ambiguous")
