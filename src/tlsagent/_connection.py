@@ -305,7 +305,10 @@ class Connection:
 
     def data_to_send(self) -> bytes:
         """Return what is to be written to the socket."""
-        data = self._engine.data_to_send()
+        engine = self._engine
+        if not engine.unsent:
+            return b""
+        data = engine.data_to_send()
         self.bytes_sent += len(data)
         return data
 

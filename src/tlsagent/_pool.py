@@ -594,7 +594,9 @@ class Pool(Generic[C]):
 
     def _park(self, slot: _Slot[C], now: float) -> None:
         bucket = slot.bucket
-        idle_for = min(self._free_socket_timeout, slot.idle_for)
+        idle_for = self._free_socket_timeout
+        if slot.idle_for < idle_for:
+            idle_for = slot.idle_for
         slot.expires_at = now + idle_for
         self._expiries.set(slot.timer, None if idle_for == inf else slot.expires_at)
         bucket.idle[slot] = None

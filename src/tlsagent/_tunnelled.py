@@ -8,7 +8,7 @@ without TLS is open there is nothing left to do here: the sink is handed the ori
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tlsagent._body import PIECE
 from tlsagent._tls.engine import TLSEngine, TLSSink
@@ -36,6 +36,8 @@ class TunnelledEngine:
         tunnel: The conversation with the proxy.
         proxy: The engine for the proxy's own TLS, not started yet; None for a proxy that has none.
     """
+
+    unsent: Final = True  # whether there is anything is only known once it was asked for
 
     __slots__ = ("_asked", "_broken", "_ended", "_opened", "_origin", "_plaintext", "_proxy", "_tunnel", "_unsent")
 

@@ -63,7 +63,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self._agent = agent
         self._sock = sock
         self._buffer = agent._buffer
-        self._peek = peeker(sock)
+        self.peek = peeker(sock)
         self.connection = connection
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.handshake: asyncio.Future[None] | None = None
@@ -193,7 +193,7 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def drain(self, now: float) -> None:
         """Take in what the loop has not read yet; a proactor reads ahead, where nobody can look."""
-        if self._peek() and not self._agent._proactor:
+        if not self._agent._proactor:
             drain(self._sock, self.connection, self._buffer, now)
             if self.connection.sessions:
                 self._agent._core.keep_sessions(self.connection)
@@ -394,7 +394,8 @@ class AsyncAgent:
         """
         if early_data is not UNSET:
             _not_yet(early_data)
-        self._bind()
+        if asyncio.get_running_loop() is not self._loop:
+            self._bind()
         exchange = self._core.exchange(
             method, url, time.monotonic(), headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
@@ -463,9 +464,9 @@ class AsyncAgent:
         """Send the request, again if that is safe, until what the caller waits for is here."""
         try:
             while True:
-                if not self._started(exchange):
+                if not self._started(exchange, exchange.now if exchange.attempts == 0 else time.monotonic()):
                     await self._wait_in_queue(exchange)
-                if isinstance(exchange.body, Body) and exchange.lease is not None:
+                if exchange.body is not None and isinstance(exchange.body, Body) and exchange.lease is not None:
                     await self._send_body(exchange, exchange.body)
                 while not exchange.ready:
                     # `_wait`, without a coroutine of its own: this is the one wait of a warm request.
@@ -485,9 +486,8 @@ class AsyncAgent:
             self._give_up(exchange)
             raise
 
-    def _started(self, exchange: Exchange) -> bool:
+    def _started(self, exchange: Exchange, now: float) -> bool:
         """Start on an idle connection if there is one; else take a place in the queue."""
-        now = time.monotonic()
         if time.time() - now > self._core.awake_until:
             self._core.slept(now, time.time())
             self._carry_out(now)
@@ -643,7 +643,8 @@ class AsyncAgent:
         protocol: _Protocol = connection.transport
         if exchange.lease.may_be_stale:
             connection.check_idle(now)
-            protocol.drain(now)
+            if protocol.peek():
+                protocol.drain(now)
             if connection.dead is not None:
                 self._core.give_back(exchange, now)
                 self._carry_out(now)
@@ -672,7 +673,7 @@ class AsyncAgent:
             core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         if core.pool.has_effects or self._quiet is not None:
             self._carry_out(now)
-        elif now + min(self._free_socket_timeout, connection.idle_for) < self._timer_at:
+        elif now + self._free_socket_timeout < self._timer_at or now + connection.idle_for < self._timer_at:
             self._arm(now)
 
     def _carry_out(self, now: float) -> None:

@@ -228,7 +228,9 @@ class Wire:
         if self.pending or self._poller is None:
             wait([self.sock], [self.sock] if self.pending else [], seconds)
         else:
-            self._poller.poll(math.ceil(min(max(seconds, 0.0), _LONGEST_WAIT) * 1000))
+            if not 0.0 <= seconds <= _LONGEST_WAIT:
+                seconds = min(max(seconds, 0.0), _LONGEST_WAIT)
+            self._poller.poll(math.ceil(seconds * 1000))
 
     def close(self, connection: Connection) -> None:
         """Close the socket; a last message (close_notify, an alert) goes if the socket takes it at once."""

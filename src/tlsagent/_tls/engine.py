@@ -176,6 +176,7 @@ class TLSEngine:
     Attributes:
         secured: Whether the handshake is complete and the peer accepted.
         offered_session: Whether a session is offered.
+        unsent: Whether `data_to_send` may return something.
     """
 
     __slots__ = (
@@ -204,13 +205,13 @@ class TLSEngine:
         "_ssl",
         "_trace",
         "_trust",
-        "_unsent",
         "_verified_keys",
         "_verified_name",
         "_wall_offset",
         "_watch_sessions",
         "offered_session",
         "secured",
+        "unsent",
     )
 
     def __init__(
@@ -251,7 +252,7 @@ class TLSEngine:
         if self._messages is not None or self._psk is not None:
             binding.set_listeners(self._ssl, self._messages, self._psk)
         self._error: RequestError | None = None
-        self._unsent = True  # False only while the output BIO is known to be empty
+        self.unsent = True  # False only while the output BIO is known to be empty
         self._ended = False  # nothing more comes in: close_notify, end of transport, or abort
         self._closed = False  # nothing more goes out but what lies in the BIO
         self._silent = True  # no application data yet
@@ -357,7 +358,7 @@ class TLSEngine:
 
     def _read_on(self, buffer: binding.Scratch, size: int, now: float, sink: TLSSink) -> None:
         """Go on after the first SSL_read until the input is used up; what it read lies in the buffer."""
-        self._unsent = True  # an alert, the answer to a key update
+        self.unsent = True  # an alert, the answer to a key update
         filled = 0
         problem: RequestError | None = None
         while True:
@@ -415,7 +416,7 @@ class TLSEngine:
 
     def _advance(self, data: bytes | bytearray | memoryview, now: float, sink: TLSSink) -> bool:
         """Carry the handshake on; returns whether it is complete."""
-        self._unsent = True
+        self.unsent = True
         if len(self._first_bytes) < _FIRST_BYTES:
             self._first_bytes += bytes(data[: _FIRST_BYTES - len(self._first_bytes)])
         binding.clear_errors()
@@ -613,7 +614,7 @@ class TLSEngine:
             self._refuse_write()
         if not size:
             return
-        self._unsent = True
+        self.unsent = True
         if ssl_write(self._ssl, data if type(data) is bytes else pointer_to(data), size) != size:
             # Not by the peer's doing: a memory BIO takes all there is. Out of memory, perhaps.
             self._fail(connection_error(last_fault()))
@@ -627,9 +628,9 @@ class TLSEngine:
 
     def data_to_send(self) -> bytes:
         """Return the ciphertext for the transport, and forget it."""
-        if not self._unsent:
+        if not self.unsent:
             return b""
-        self._unsent = False
+        self.unsent = False
         buffer = _free_buffers.pop() if _free_buffers else binding.scratch(_SCRATCH)
         size = bio_read(self._from_ssl, buffer, _SCRATCH)
         output = unpack(buffer, size) if size > 0 else b""
@@ -645,7 +646,7 @@ class TLSEngine:
             return
         self._closed = True
         if self.secured and self._error is None:
-            self._unsent = True
+            self.unsent = True
             binding.send_close_notify(self._ssl)
             binding.clear_errors()
             if self._messages is not None:
