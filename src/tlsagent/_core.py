@@ -188,11 +188,12 @@ class AgentCore:
             body,
             self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts),
             now,
-            request_trailers=request_trailers,
-            retry=self._retry if retry is UNSET else bool(retry),
-            max_size=self._max_size,
-            trace=trace,
-            continue_wait=self._http1_limits.expect_continue_wait if head.expects_continue else None,
+            # By place: names would make a dict of each call.
+            request_trailers,
+            self._retry if retry is UNSET else bool(retry),
+            self._max_size,
+            trace,
+            self._http1_limits.expect_continue_wait if head.expects_continue else None,
         )
 
     def _plan_and_target(self, url: str, options: ConnectionOptions | Mapping[str, Any] | None) -> tuple[Plan, str]:

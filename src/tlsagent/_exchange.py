@@ -164,7 +164,6 @@ class Exchange:
         body: bytes | Body | None,
         timeouts: Any,
         now: float,
-        *,
         request_trailers: list[tuple[bytes, bytes]] | None = None,
         retry: bool = True,
         max_size: int | None = None,
@@ -202,7 +201,7 @@ class Exchange:
         self.head_at: float | None = None
         self.ended_at: float | None = None
         self.response: ResponseHead | None = None
-        self.informational: list[ResponseHead] = []
+        self.informational: tuple[ResponseHead, ...] = ()
         self.trailers: Headers | None = None
         self.chunks: list[bytes] = []
         self.held = 0
@@ -322,7 +321,7 @@ class Exchange:
 
     def informational_received(self, head: ResponseHead) -> None:
         """Keep a 1xx head; the clock for the response starts anew. A 100 lets the body go."""
-        self.informational.append(head)
+        self.informational += (head,)
         if self.holding and head.status == 100:
             self.let_go()
         if self.sent_at is not None:

@@ -71,7 +71,7 @@ class ResponseFacts:
     @property
     def informational(self) -> Sequence[ResponseHead]:
         """The heads of the 1xx responses that came first."""
-        return tuple(self._exchange.informational)
+        return self._exchange.informational
 
     @property
     def connection(self) -> ConnectionInfo:

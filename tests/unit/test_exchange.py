@@ -470,7 +470,7 @@ def test_start_over_forgets_the_attempt_but_not_the_clock():
 
     subject.start_over()
 
-    assert (subject.error, subject.response, subject.chunks, subject.informational) == (None, None, [], [])
+    assert (subject.error, subject.response, subject.chunks, subject.informational) == (None, None, [], ())
     assert (subject.phase, subject.deadline, subject.reused, subject.attempts) == ("queue", 9.0, False, 1)
     subject.begin(INFO, 2, 2.0)
     subject.fail(ConnectionLost("again"), 3.0)

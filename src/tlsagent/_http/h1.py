@@ -354,12 +354,16 @@ class H1Engine:
 
     def _read_length(self, data: bytes | memoryview, sink: HTTPSink) -> bytes:
         remaining = self._remaining
-        body = data if len(data) <= remaining else data[:remaining]
-        self._remaining = remaining - len(body)
-        self._got += len(body)
-        sink.body_received(bytes(body))
-        if not self._remaining:
-            self._end(sink, leftover=len(data) > remaining)
+        size = len(data)
+        if size < remaining:
+            self._remaining = remaining - size
+            self._got += size
+            sink.body_received(bytes(data))
+        else:
+            self._remaining = 0
+            self._got += remaining
+            sink.body_received(bytes(data if size == remaining else data[:remaining]))
+            self._end(sink, leftover=size > remaining)
         return b""
 
     def _read_chunks(self, data: bytes | memoryview, sink: HTTPSink) -> bytes:
