@@ -296,7 +296,8 @@ class Agent:
             RequestError: Exactly one for a request that failed.
             AgentClosed: The agent was closed.
         """
-        not_yet(early_data)
+        if early_data is not UNSET:
+            not_yet(early_data)
         exchange = self._exchange(
             method, url, headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
@@ -319,7 +320,8 @@ class Agent:
         trace: Callable[[Event], object] | None = None,
     ) -> StreamResponse:
         """Send a request and return the response as soon as its head is here; the caller must read or close it."""
-        not_yet(early_data)
+        if early_data is not UNSET:
+            not_yet(early_data)
         exchange = self._exchange(
             method, url, headers, content, options, timeouts, trailers, retry, trace, expect_continue
         )
@@ -679,7 +681,7 @@ class Agent:
         except BaseException:
             self._struck(actions)
             raise
-        if freed and self._core.listening(exchange):
+        if freed and (self._core.heard or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
     def _borrow(self) -> memoryview:
