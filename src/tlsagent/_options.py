@@ -48,7 +48,7 @@ from tlsagent._option_rules import is_ip_address as is_ip_address
 from tlsagent._option_rules import protocol_range as protocol_range
 from tlsagent._option_rules import to_ascii as to_ascii
 from tlsagent._proxy import Proxy, proxy_of
-from tlsagent.errors import OptionError, OptionTypeError
+from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
 
 if TYPE_CHECKING:
     import os
@@ -440,6 +440,72 @@ class Http1Options:
             if count(f"http1.{name}", getattr(self, name)) is None:
                 raise wrong_type(f"http1.{name}", "a whole number", None)
         _settle(self, "expect_continue_wait", margin("http1.expect_continue_wait", self.expect_continue_wait))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Http2Options:
+    """
+    Windows of an HTTP/2 connection, and limits on what its peer may do. Not in the pool key.
+
+    The budget for control frames is one bucket: each PING, SETTINGS, PRIORITY, empty DATA and unknown frame takes one
+    out of it, and so does each WINDOW_UPDATE beyond four for every frame of a body that was sent. Whoever empties it gets
+    GOAWAY with ENHANCE_YOUR_CALM.
+
+    Attributes:
+        stream_window: Bytes of a response body that may wait for their consumer, from 1 to 2,147,483,647. Default
+            1,048,576.
+        connection_window: Bytes of all bodies of a connection that may wait for their consumers, from 65,535 (less
+            cannot be said in HTTP/2) to 2,147,483,647. Default 67,108,864.
+        max_streams: Requests at a time on one connection; the peer's own limit may be lower. Default 1,000.
+        max_header_list_size: Bytes of a header list, counted as in RFC 9113, 6.5.2: 32 more for each field. The
+            informational responses before a final one must fit into it together. Default 65,536.
+        max_continuations: CONTINUATION frames, of at most 16,384 bytes each, that one header list may take. Default 8.
+        max_informational: 1xx responses before the final one. Default 16.
+        max_pending_replies: Answers to PING and SETTINGS that may wait to be sent. Default 1,000.
+        control_frames: Control frames that may come at once: the size of the bucket. Default 1,000.
+        control_frame_rate: Control frames a second that refill the bucket. Default 100.
+        ping_interval: Seconds of silence after which a connection in use, or about to be used again, is tried with a
+            PING; None never does. Default 30.
+        ping_timeout: Seconds that the answer to a PING may take before the connection counts as lost; None waits
+            without end. Default 15.
+    """
+
+    stream_window: int = 1_048_576
+    connection_window: int = 67_108_864
+    max_streams: int = 1_000
+    max_header_list_size: int = 65_536
+    max_continuations: int = 8
+    max_informational: int = 16
+    max_pending_replies: int = 1_000
+    control_frames: int = 1_000
+    control_frame_rate: float = 100.0
+    ping_interval: float | None = 30.0
+    ping_timeout: float | None = 15.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name, value = f"http2.{field.name}", getattr(self, field.name)
+            if field.name in _HTTP2_DURATIONS:
+                _settle(self, field.name, duration(name, value))
+            elif field.name == "control_frame_rate":
+                _settle(self, field.name, _rate(name, value))
+            elif count(name, value, least=_HTTP2_LEAST.get(field.name, 1)) is None:
+                raise wrong_type(name, "a whole number", None)
+            elif value > _HTTP2_MOST:
+                raise OptionRangeError(f"{name} must be at most {_HTTP2_MOST}, not {value}")
+
+
+_HTTP2_DURATIONS: Final = frozenset({"ping_interval", "ping_timeout"})
+_HTTP2_LEAST: Final = {"connection_window": 65_535}
+_HTTP2_MOST: Final = 2**31 - 1
+
+
+def _rate(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(name, "a number", value)
+    if not 0 < value < float("inf"):
+        raise OptionRangeError(f"{name} must be more than 0, not {value}")
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

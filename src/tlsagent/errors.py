@@ -205,9 +205,20 @@ class RemoteProtocolError(RequestError):
 
 
 class StreamReset(RemoteProtocolError):
-    """The peer reset the stream of this request."""
+    """
+    The peer reset the stream of this request.
+
+    Attributes:
+        error_code: Why, as a number of RFC 9113, 7, if it is known.
+    """
 
     default_code = "ERR_HTTP2_STREAM_ERROR"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, error_code: int | None = None, **facts: Any
+    ) -> None:
+        super().__init__(message, code=code, **facts)
+        self.error_code = error_code
 
 
 class LocalProtocolError(RequestError, ValueError):

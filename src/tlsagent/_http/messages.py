@@ -102,15 +102,15 @@ class ResponseHead:
 
     Attributes:
         status: The status code.
-        reason: The reason phrase (Latin-1); may be empty.
-        http_version: "HTTP/1.1" or "HTTP/1.0".
+        reason: The reason phrase (Latin-1); may be empty, and is in HTTP/2.
+        http_version: "HTTP/2", "HTTP/1.1" or "HTTP/1.0".
         headers: The fields.
     """
 
     __slots__ = ("headers", "http_version", "reason", "status")
 
     def __init__(
-        self, status: int, reason: str, http_version: Literal["HTTP/1.1", "HTTP/1.0"], headers: Headers
+        self, status: int, reason: str, http_version: Literal["HTTP/2", "HTTP/1.1", "HTTP/1.0"], headers: Headers
     ) -> None:
         self.status = status
         self.reason = reason
