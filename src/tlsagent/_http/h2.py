@@ -432,7 +432,7 @@ class H2Engine:
 
     def _note_reset(self) -> None:
         self._resets += 1
-        if self._reset_ping is None:
+        if self._reset_ping is None and not self.draining:
             self._resets_pinged = self._resets
             self._reset_ping = self._send_ping(b"r")
         if self._layer.worn and not self.draining:
@@ -567,6 +567,9 @@ class H2Engine:
         stream = self._streams.get(stream_id)
         if stream is None:
             self.control_received()
+        elif any([name == b"content-length" for name, _ in fields]):
+            message = "the server sent content-length behind the body that it is about"
+            self._break_stream(stream_id, stream, ErrorCode.PROTOCOL_ERROR, message)
         else:
             self._responded(stream_id, stream, Headers(list(fields)) if fields else None)
 

@@ -279,6 +279,12 @@ class H2Layer:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the server acknowledged SETTINGS with settings")
             elif not self._greeted:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame of the server is not SETTINGS")
+            if self._block and not (
+                isinstance(frame, ContinuationFrame) and frame.stream_id == self._block[0].stream_id
+            ):
+                raise ConnectionFault(
+                    ErrorCode.PROTOCOL_ERROR, "the server sent another frame where CONTINUATION was due"
+                )
             if len(view) < end:
                 self._wanted = end
                 return view
@@ -290,10 +296,6 @@ class H2Layer:
 
     def _take(self, frame: Frame, length: int) -> None:
         if self._block:
-            if not (isinstance(frame, ContinuationFrame) and frame.stream_id == self._block[0].stream_id):
-                raise ConnectionFault(
-                    ErrorCode.PROTOCOL_ERROR, "the server sent another frame where CONTINUATION was due"
-                )
             self._continue_block(frame)
         elif isinstance(frame, DataFrame):
             self._take_data(frame, length)
@@ -308,7 +310,7 @@ class H2Layer:
             else:
                 take(self, frame, length)
 
-    def _continue_block(self, frame: ContinuationFrame) -> None:
+    def _continue_block(self, frame: Any) -> None:
         block = self._block
         block.append(frame)
         if len(block) - 1 > self._limits.max_continuations:
@@ -373,20 +375,17 @@ class H2Layer:
                 raise MalformedError(f"an informational response ({status}) has a content-length")
             self._sink.informational_received(stream_id, fields)
             return
-        if stream.connect and status < 300:
-            fields = [field for field in fields if field[0] != b"content-length"]
-        else:
-            self._expect_body(stream, status, fields)
+        length = announced_length(fields)
+        if status == 204 and length:
+            raise MalformedError("a response without body (204) announces one")
+        if status == 204 or (stream.connect and status < 300):
+            fields = [field for field in fields if field[0] != b"content-length"]  # it means nothing there
+            length = None
+        stream.expected = 0 if stream.bodiless or status in _BODILESS else length
         stream.headed = True
         if end:
             self._close_remote(stream_id, stream)
         self._sink.response_received(stream_id, fields, end)
-
-    def _expect_body(self, stream: _Stream, status: int, fields: list[Any]) -> None:
-        length = announced_length(fields)
-        if status == 204 and length:
-            raise MalformedError("a response without body (204) announces one")
-        stream.expected = 0 if stream.bodiless or status in _BODILESS else length
 
     def _close_remote(self, stream_id: int, stream: _Stream) -> None:
         if stream.expected is not None and stream.got != stream.expected:
@@ -505,7 +504,7 @@ class H2Layer:
         self._sink.window_updated(stream_id)
 
     def _take_goaway(self, frame: GoAwayFrame, _length: int) -> None:
-        last = frame.last_stream_id
+        last = frame.last_stream_id & _MAX_STREAM_ID  # hyperframe leaves the reserved bit in it
         if last > self._last_allowed or (last and last % 2 == 0):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"the server sent a GOAWAY with the last stream {last}")
         self._last_allowed = last

@@ -156,6 +156,9 @@ class Ngh2Layer:
     def ping(self, payload: bytes) -> None:
         """Send a PING."""
         if not self._ended():
+            # libnghttp2 lets a PING overtake what was queued before; it must come after the RST_STREAM that it is for.
+            self._out.append(self._connection.data_to_send())
+        if not self._ended():
             self._connection.ping(payload)
 
     def goaway(self, code: int) -> None:
