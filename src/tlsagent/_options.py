@@ -448,14 +448,14 @@ class Http2Options:
     Windows of an HTTP/2 connection, and limits on what its peer may do. Not in the pool key.
 
     The budget for control frames is one bucket: each PING, SETTINGS, PRIORITY, empty DATA and unknown frame takes one
-    out of it, and so does each WINDOW_UPDATE beyond four for every frame of a body that was sent. Whoever empties it gets
-    GOAWAY with ENHANCE_YOUR_CALM.
+    out of it, and so does each WINDOW_UPDATE beyond four for every frame of a body that was sent. Whoever empties it
+    gets GOAWAY with ENHANCE_YOUR_CALM.
 
     Attributes:
         stream_window: Bytes of a response body that may wait for their consumer, from 1 to 2,147,483,647. Default
             1,048,576.
-        connection_window: Bytes of all bodies of a connection that may wait for their consumers, from 65,535 (less
-            cannot be said in HTTP/2) to 2,147,483,647. Default 67,108,864.
+        connection_window: Bytes of all bodies of a connection that may wait for their consumers before its streams hold
+            up one another, from 65,535 to 1,073,741,823. The peer may send twice as many. Default 67,108,864.
         max_streams: Requests at a time on one connection; the peer's own limit may be lower. Default 1,000.
         max_header_list_size: Bytes of a header list, counted as in RFC 9113, 6.5.2: 32 more for each field. The
             informational responses before a final one must fit into it together. Default 65,536.
@@ -491,13 +491,13 @@ class Http2Options:
                 _settle(self, field.name, _rate(name, value))
             elif count(name, value, least=_HTTP2_LEAST.get(field.name, 1)) is None:
                 raise wrong_type(name, "a whole number", None)
-            elif value > _HTTP2_MOST:
-                raise OptionRangeError(f"{name} must be at most {_HTTP2_MOST}, not {value}")
+            elif value > (most := _HTTP2_MOST.get(field.name, 2**31 - 1)):
+                raise OptionRangeError(f"{name} must be at most {most}, not {value}")
 
 
 _HTTP2_DURATIONS: Final = frozenset({"ping_interval", "ping_timeout"})
 _HTTP2_LEAST: Final = {"connection_window": 65_535}
-_HTTP2_MOST: Final = 2**31 - 1
+_HTTP2_MOST: Final = {"connection_window": 2**30 - 1}
 
 
 def _rate(name: str, value: object) -> float:

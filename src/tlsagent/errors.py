@@ -214,9 +214,7 @@ class StreamReset(RemoteProtocolError):
 
     default_code = "ERR_HTTP2_STREAM_ERROR"
 
-    def __init__(
-        self, message: str, *, code: str | None = None, error_code: int | None = None, **facts: Any
-    ) -> None:
+    def __init__(self, message: str, *, code: str | None = None, error_code: int | None = None, **facts: Any) -> None:
         super().__init__(message, code=code, **facts)
         self.error_code = error_code
 

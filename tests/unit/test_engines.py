@@ -9,10 +9,11 @@ from pathlib import Path
 
 import httptools
 import pytest
+from h2_support import ENGINES, NGH2
 
 from tlsagent import Agent
-from tlsagent._http.engines import HTTPTOOLS_VERSIONS, http1_engine
-from tlsagent._options import Http1Options
+from tlsagent._http.engines import HTTPTOOLS_VERSIONS, NGH2_VERSIONS, http1_engine, http2_engine
+from tlsagent._options import Http1Options, Http2Options
 from tlsagent.errors import OptionError
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
@@ -84,6 +85,89 @@ def test_extra_installs_what_was_tested():
     assert [wanted for wanted in extras["speed"] if wanted.startswith("httptools")] == [
         f"httptools>={OLDEST},<{BEYOND}"
     ]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_http2_engine_is_made_for_each_connection(name):
+    """The factory makes engines that share nothing."""
+    factory = http2_engine(name)
+
+    first, second = factory(Http2Options()), factory(Http2Options())
+
+    assert first is not second
+    assert first.name == name
+    assert first.streams == 0
+
+
+@pytest.mark.parametrize("name", ["", "H2", "nghttp2", "\x1b[2J", None])
+def test_unknown_http2_engine_is_an_option_error(name):
+    """Only known names are taken; the message says which."""
+    with pytest.raises(OptionError, match='"auto", "h2" or "ngh2"') as caught:
+        http2_engine(name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("name", "install"), [("h2", r"'h2>=4.4'"), ("ngh2", r"'tlsagent\[speed\]'")])
+def test_http2_engine_that_is_not_installed_is_an_option_error(monkeypatch, name, install):
+    """A missing engine is reported with what to install."""
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, f"{name}.settings", None)
+    monkeypatch.delitem(sys.modules, f"tlsagent._http.h2_{name}", raising=False)
+
+    with pytest.raises(OptionError, match=f"HTTP/2 engine {name} .*pip install {install}") as caught:
+        http2_engine(name)
+    assert caught.value.code == "ERR_TLSAGENT_NO_ENGINE"
+
+
+def test_auto_is_h2_where_ngh2_is_missing(monkeypatch):
+    """Nothing but h2 is needed."""
+    monkeypatch.setitem(sys.modules, "ngh2", None)
+
+    assert http2_engine("auto")(Http2Options()).name == "h2"
+
+
+NGH2_OLDEST, NGH2_BEYOND = (".".join(map(str, version)) for version in NGH2_VERSIONS)
+
+
+@NGH2
+@pytest.mark.parametrize("version", [NGH2_OLDEST, "0.3.0", "0.3.9"])
+def test_tested_ngh2_is_taken(monkeypatch, version):
+    """Every version of the range will do."""
+    monkeypatch.setattr("ngh2.__version__", version)
+
+    assert http2_engine("auto")(Http2Options()).name == "ngh2"
+
+
+@NGH2
+@pytest.mark.parametrize("version", ["0.2.9", NGH2_BEYOND, NGH2_BEYOND + ".0rc1", "1.0", "unknown"])
+def test_untested_ngh2_is_not_taken(monkeypatch, version):
+    """Outside of the range "auto" is h2, and asking by name is an option error that shows the version."""
+    monkeypatch.setattr("ngh2.__version__", version)
+
+    assert http2_engine("auto")(Http2Options()).name == "h2"
+    with pytest.raises(OptionError, match=rf"version {version} was not tested"):
+        http2_engine("ngh2")
+
+
+def test_extra_installs_the_ngh2_that_was_tested():
+    """The extra `speed` and the choice of the engine mean the same versions."""
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+
+    assert [wanted for wanted in extras["speed"] if wanted.startswith("ngh2")] == [
+        f"ngh2>={NGH2_OLDEST},<{NGH2_BEYOND}"
+    ]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_http2_library_is_loaded_on_first_use(name):
+    """Choosing is what loads a library, and only the chosen one."""
+    other = {"h2": "ngh2", "ngh2": "h2"}[name]
+    script = (
+        f"import sys, tlsagent._http.engines as e; assert not {{'h2', 'hpack', 'ngh2'}} & set(sys.modules); "
+        f"e.http2_engine('{name}'); assert '{name}' in sys.modules; assert '{other}' not in sys.modules"
+    )
+
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=30).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["h11", "httptools"])

@@ -11,7 +11,7 @@ import pytest
 
 import tlsagent
 from tlsagent import errors
-from tlsagent.errors import RequestError, TLSAgentError, quoted
+from tlsagent.errors import RequestError, StreamReset, TLSAgentError, quoted
 
 CLASSES = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, TLSAgentError)]
 REQUEST_ERRORS = [cls for cls in CLASSES if issubclass(cls, RequestError)]
@@ -105,6 +105,16 @@ def test_facts_survive(cls, duplicate):
 
     assert type(error) is cls
     assert {name: getattr(error, name) for name in FACTS} == FACTS
+
+
+def test_code_of_a_reset_survives_pickling():
+    """
+    A reset stream says why, as a number.
+    """
+    error = pickle.loads(pickle.dumps(StreamReset("text", error_code=7, reused=True)))
+
+    assert (error.error_code, error.reused, error.code) == (7, True, "ERR_HTTP2_STREAM_ERROR")
+    assert StreamReset("text").error_code is None
 
 
 def test_facts_have_defaults():

@@ -68,7 +68,9 @@ CONNECTION_FAULTS = {
     "WINDOW_UPDATE on an idle stream": (PROTOCOL, lambda c: WindowUpdateFrame(77, 1)),
     "initial window that overflows a stream": (
         FLOW,
-        lambda c: WindowUpdateFrame(1, 2**31 - 1 - 65_535).serialize() + SettingsFrame(settings={4: 65_536}).serialize(),
+        lambda c: (
+            WindowUpdateFrame(1, 2**31 - 1 - 65_535).serialize() + SettingsFrame(settings={4: 65_536}).serialize()
+        ),
     ),
     "DATA on an idle stream": (PROTOCOL, lambda c: data(77, b"x")),
     "DATA on stream 0": (PROTOCOL, lambda c: raw(0, 0, 0, b"x")),
@@ -102,7 +104,7 @@ CONNECTION_FAULTS = {
 @pytest.mark.parametrize("case", CONNECTION_FAULTS)
 def test_fault_of_the_connection_ends_it(client, case):
     """
-    The error is raised once, every open stream is told with an error of its own, and the GOAWAY is ready, with its code.
+    The error is raised once, every open stream is told with an error of its own, and the GOAWAY is ready.
     """
     code, bad = CONNECTION_FAULTS[case]
     first, _ = client.open()
@@ -130,7 +132,7 @@ def test_what_came_before_a_fault_is_told(name, case):
     A response that precedes a fault in the same piece is delivered, however the bytes are cut.
     """
     client = Client(name, settings={})
-    code, bad = CONNECTION_FAULTS[case]
+    _, bad = CONNECTION_FAULTS[case]
     client.open("POST", length=10)
     stream, sink = client.open()
     client.take()
@@ -194,22 +196,28 @@ STREAM_FAULTS = {
     "content-length in a 1xx": lambda c, s: c.headers(s, [(":status", "103"), ("content-length", "5")]),
     "content-length in a 204": lambda c, s: c.headers(s, [(":status", "204"), ("content-length", "5")], end=True),
     "content-length of a body that is none": lambda c, s: c.headers(s, [*OK, ("content-length", "5")], end=True),
-    "body too short": lambda c, s: c.headers(s, [*OK, ("content-length", "5")]).serialize()
-    + data(s, b"1234", end=True).serialize(),
-    "body too long": lambda c, s: c.headers(s, [*OK, ("content-length", "5")]).serialize()
-    + data(s, b"123456").serialize(),
-    "body too short before trailers": lambda c, s: c.headers(s, [*OK, ("content-length", "5")]).serialize()
-    + data(s, b"1234").serialize()
-    + c.headers(s, [("a", "b")], end=True).serialize(),
+    "body too short": lambda c, s: (
+        c.headers(s, [*OK, ("content-length", "5")]).serialize() + data(s, b"1234", end=True).serialize()
+    ),
+    "body too long": lambda c, s: (
+        c.headers(s, [*OK, ("content-length", "5")]).serialize() + data(s, b"123456").serialize()
+    ),
+    "body too short before trailers": lambda c, s: (
+        c.headers(s, [*OK, ("content-length", "5")]).serialize()
+        + data(s, b"1234").serialize()
+        + c.headers(s, [("a", "b")], end=True).serialize()
+    ),
     "body of a 204": lambda c, s: c.headers(s, [(":status", "204")]).serialize() + data(s, b"x", end=True).serialize(),
     "1xx that ends the stream": lambda c, s: c.headers(s, [(":status", "103")], end=True),
     "second head": lambda c, s: c.headers(s, OK).serialize() + c.headers(s, OK).serialize(),
     "1xx after the head": lambda c, s: c.headers(s, OK).serialize() + c.headers(s, [(":status", "103")]).serialize(),
     "trailers that do not end": lambda c, s: c.headers(s, OK).serialize() + c.headers(s, [("a", "b")]).serialize(),
-    "pseudo-header in trailers": lambda c, s: c.headers(s, OK).serialize()
-    + c.headers(s, [(":status", "200")], end=True).serialize(),
-    "line end in trailers": lambda c, s: c.headers(s, OK).serialize()
-    + c.headers(s, [("a", "x\n")], end=True).serialize(),
+    "pseudo-header in trailers": lambda c, s: (
+        c.headers(s, OK).serialize() + c.headers(s, [(":status", "200")], end=True).serialize()
+    ),
+    "line end in trailers": lambda c, s: (
+        c.headers(s, OK).serialize() + c.headers(s, [("a", "x\n")], end=True).serialize()
+    ),
 }
 
 
@@ -245,7 +253,7 @@ def test_data_before_the_head(name):
     The stream fails; libnghttp2 gives up the connection for it.
     """
     client = Client(name, settings={})
-    stream, sink = client.open()
+    stream, _sink = client.open()
     client.take()
 
     client.feed(data(stream, b"x"))
@@ -310,7 +318,7 @@ def test_more_than_the_window_of_the_connection(name):
     client.take()
 
     for stream in streams:
-        client.feed(client.headers(stream, OK), data(stream, b"x" * 16_384))
+        client.feed(client.headers(stream, OK), data(stream, b"x" * 16_384), data(stream, b"x" * 12_000))
 
     assert client.goaway == FLOW
     assert len(client.sink.failed) == 5
@@ -546,7 +554,7 @@ def test_informational_responses_are_capped(client):
     More than `max_informational` of them end the stream, not the connection.
     """
     stream, sink = client.open()
-    other, _ = client.open()
+    _other, _ = client.open()
     client.take()
 
     client.feed(*[client.headers(stream, [(":status", "103")]) for _ in range(16)])
@@ -580,7 +588,7 @@ def test_a_stalled_stream_stalls_no_other(client):
     Whoever does not read gets no more than a window of it kept, and others go on.
     """
     client.bytewise = False
-    slow, slow_sink = client.open()
+    slow, _ = client.open()
     client.take()
     client.feed(client.headers(slow, OK), *[data(slow, b"x" * 16_384)] * 64)
     assert client.take(WindowUpdateFrame) == []
@@ -617,35 +625,24 @@ def test_uploads_wait_for_windows_that_stay_shut(name):
 
 def test_cancelled_streams_cannot_starve_the_connection(name):
     """
-    Streams that are reset in the middle of a frame cost the connection's window nothing, or wear the connection out.
+    Streams that are reset in the middle of a frame cost the connection's window nothing.
     """
-    client = Client(name, settings={}, connection_window=200_000)
+    client = Client(name, settings={}, connection_window=70_000, control_frames=100_000)
 
     for _ in range(100):
-        if client.engine.draining:
-            break
         stream, _ = client.open()
         client.take()
         whole = data(stream, b"x" * 16_384).serialize()
         client.feed(client.headers(stream, OK), whole[:16_000])
         client.engine.reset(stream)
-        client.take()
-        client.feed(whole[16_000:])
-        for ping in client.take(PingFrame):
-            client.feed(PingFrame(opaque_data=ping.opaque_data, flags=["ACK"]))
-        for ping in client.take(PingFrame):
-            client.feed(PingFrame(opaque_data=ping.opaque_data, flags=["ACK"]))
+        pings = client.take(PingFrame)
+        client.feed(whole[16_000:], *[PingFrame(opaque_data=ping.opaque_data, flags=["ACK"]) for ping in pings])
 
     assert client.error is None
-    if name == "h2":
-        assert not client.engine.draining
-        stream, sink = client.open()
-        client.take()
-        client.feed(client.headers(stream, OK), data(stream, b"fine", end=True))
-        assert sink.body == b"fine"
-    else:
-        assert client.engine.draining
-        assert client.sink.failed == {}
+    stream, sink = client.open()
+    client.take()
+    client.feed(client.headers(stream, OK), data(stream, b"fine", end=True))
+    assert sink.body == b"fine"
 
 
 def test_nothing_is_kept_of_streams_that_are_over(name):
@@ -679,7 +676,7 @@ def test_end_of_the_connection_fails_every_stream(client):
     """
     Each open stream gets a `ConnectionLost` of its own; nobody else does.
     """
-    first, sink = client.open()
+    first, _ = client.open()
     second, _ = client.open()
     done, _ = client.open()
     client.take()

@@ -118,6 +118,10 @@ def test_the_contracts_hold():
         ("_connection.py", "import h11", "h11"),
         ("_connection.py", "import socksio", "h11"),
         ("_core.py", "import httptools", "h11"),
+        ("_connection.py", "import h2", "h2"),
+        ("_tunnel.py", "from hyperframe.frame import Frame", "h2"),
+        ("_core.py", "import ngh2", "h2"),
+        ("_pool.py", "import hpack", "h2"),
         ("cli/demo.py", "from tlsagent._options import Timeouts", "The command line"),
     ],
 )
@@ -153,6 +157,7 @@ def test_a_type_only_import_binds_nobody(tmp_path):
         ("core", {"__main__", "cli", "testing", "_drivers"}),
         ("openssl", {"_tls", "_material", "testing"}),
         ("http", {"_http", "_tunnel", "testing"}),
+        ("http2", {"_http", "testing"}),
     ],
 )
 def test_no_room_escapes_a_contract(name, exempt):

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from tlsagent import UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts, create_secure_context
-from tlsagent._options import DEFAULTS, AgentOptionsDict, ConnectionOptionsDict, build
+from tlsagent._options import DEFAULTS, AgentOptionsDict, ConnectionOptionsDict, Http2Options, build
 from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
 
 CA = trustme.CA()
@@ -206,6 +206,53 @@ def test_wait_for_100_may_be_nothing():
     0 sends the body at once; the default is a second.
     """
     assert (Http1Options(expect_continue_wait=0).expect_continue_wait, Http1Options().expect_continue_wait) == (0, 1)
+
+
+HTTP2_COUNTS = [
+    "stream_window", "connection_window", "max_streams", "max_header_list_size", "max_continuations",
+    "max_informational", "max_pending_replies", "control_frames",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", HTTP2_COUNTS)
+@pytest.mark.parametrize("value", [0, -1, 2**31, None, "1", True, 1.5])
+def test_bad_http2_limits_are_refused(field, value):
+    """
+    The limits on a peer are whole numbers of 31 bits.
+    """
+    with pytest.raises(OptionError, match=f"http2.{field}"):
+        Http2Options(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("connection_window", 65_534),
+        ("connection_window", 2**30),
+        *[("control_frame_rate", value) for value in (0, -1, math.nan, math.inf, None, "1", True)],
+        *[(field, value) for field in ("ping_interval", "ping_timeout") for value in (0, -1, math.nan, "1", True)],
+    ],
+)
+def test_bad_http2_windows_rates_and_durations_are_refused(field, value):
+    """
+    The window of a connection cannot be smaller than the one it begins with; rates and durations are above 0.
+    """
+    with pytest.raises(OptionError, match=f"http2.{field}"):
+        Http2Options(**{field: value})
+
+
+def test_http2_options_are_documented_and_canonical():
+    """
+    Every field is explained with its default, and numbers are kept as floats where they are durations or rates.
+    """
+    options = Http2Options(ping_interval=5, ping_timeout=None, control_frame_rate=7)
+
+    assert (options.ping_interval, options.ping_timeout, options.control_frame_rate) == (5.0, None, 7.0)
+    assert type(options.ping_interval) is type(options.control_frame_rate) is float
+    words = " ".join(Http2Options.__doc__.split())
+    for field in dataclasses.fields(Http2Options):
+        explained = words.split(f" {field.name}: ")[1]
+        assert f"{field.default:,g}" in explained.split("Default ")[1].split()[0] or f"{field.default:,}" in explained
 
 
 def test_an_unknown_name_is_a_type_error_that_knows_what_was_meant():

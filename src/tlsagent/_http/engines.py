@@ -178,14 +178,14 @@ class HTTP2Engine(Protocol):
         """
         How many streams may be opened now; 0 while draining.
 
-        That is the peer's limit (100 until it has told one) or `max_streams`, less the streams that are open, less those
-        that were reset and may still keep the peer busy, until a PING after the reset is answered.
+        That is the peer's limit (100 until it has told one) or `max_streams`, less the streams that are open, less
+        those that were reset and may still keep the peer busy, until a PING after the reset is answered.
         """
         ...
 
     @property
     def draining(self) -> bool:
-        """Whether no stream will be opened any more: GOAWAY came or was sent, or the connection is broken or worn out."""
+        """Whether no stream will be opened any more: GOAWAY came or was sent, or the connection is broken or worn."""
         ...
 
     @property
@@ -211,8 +211,8 @@ class HTTP2Engine(Protocol):
         Send the head of a request; returns the number of its stream.
 
         Args:
-            head: The request. A `head` with the method CONNECT and an authority for its target opens a tunnel: its body,
-                and that of a 2xx response, is the tunnel's.
+            head: The request. One with the method CONNECT and an authority for its target opens a tunnel: its body, and
+                that of a 2xx response, is the tunnel's.
             sink: Who is told what comes on the stream.
             end: Whether the request has neither body nor trailers.
             protocol: What an extended CONNECT asks for, as b"websocket" (RFC 8441); with the method CONNECT.
@@ -339,7 +339,9 @@ def http2_engine(name: str) -> HTTP2Factory:
             return _h2()
     engine = _HTTP2_ENGINES.get(name)
     if engine is None:
-        raise OptionError(f'there is no HTTP/2 engine {quoted(str(name))}: take "auto", "h2" or "ngh2" for http2_engine')
+        raise OptionError(
+            f'there is no HTTP/2 engine {quoted(str(name))}: take "auto", "h2" or "ngh2" for http2_engine'
+        )
     return engine()
 
 
@@ -366,7 +368,7 @@ def _h2() -> HTTP2Factory:
     try:
         from tlsagent._http.h2_h2 import h2_engine
     except ImportError as exc:
-        raise _unusable("HTTP/2", "h2", str(exc), "'h2>=4.3'") from exc
+        raise _unusable("HTTP/2", "h2", str(exc), "'h2>=4.4'") from exc
     return h2_engine
 
 

@@ -2,8 +2,8 @@
 HTTP/2 of one connection: many requests at a time (RFC 9113), the client's side.
 
 Frames and header compression are a `FrameLayer`'s: libnghttp2 (`h2_ngh2`) or hyperframe and hpack, the parts of h2
-(`h2_h2`). All else is here, once for both: which streams may be opened, what becomes of them, who gets which credit, the
-budgets, and what a GOAWAY or a reset means for a request.
+(`h2_h2`). All else is here, once for both: which streams may be opened, what becomes of them, who gets which credit,
+the budgets, and what a GOAWAY or a reset means for a request.
 
 How to drive it
 ---------------
@@ -13,48 +13,49 @@ One `Connection` holds one engine, from the moment when ALPN has chosen "h2" unt
     engine.start()                                  # preface and SETTINGS
     tls.write(engine.data_to_send())
 
-- *A request.* While `engine.capacity` is above 0, `stream = engine.open(head, exchange, end)` sends its head; `end` says
-  that no body follows. The exchange is told what comes on its stream, as by an HTTP/1.1 engine; what concerns the stream
-  as a whole goes to the connection's sink, by the stream's number.
-- *Its body.* `room = engine.window(stream)` bytes may go out now; `send_data(stream, piece, end)` sends that many at most,
-  `end_request(stream, trailers)` ends it. Where the room is 0, stop, and go on when the sink is told
+- *A request.* While `engine.capacity` is above 0, `stream = engine.open(head, exchange, end)` sends its head; `end`
+  says that no body follows. The exchange is told what comes on its stream, as by an HTTP/1.1 engine; what concerns the
+  stream as a whole goes to the connection's sink, by the stream's number.
+- *Its body.* `room = engine.window(stream)` bytes may go out now; `send_data(stream, piece, end)` sends that many at
+  most, `end_request(stream, trailers)` ends it. Where the room is 0, stop, and go on when the sink is told
   `window_opened(stream)`. A stream that is over has no room and swallows what is still sent.
-- *Bytes of the peer.* `engine.receive_data(data, now, sink)`; then `tls.write(engine.data_to_send())`, also when it raised
-  (the GOAWAY is in there), and only then close the socket if it did. All open streams have been told `stream_failed`.
-- *What a consumer reads.* `engine.consumed(stream, size)` for bytes that were read, also after the stream has ended; this
-  alone lets the peer send more. A body that is kept whole is consumed as it comes. A response that is dropped, before or
-  after its end, is `engine.reset(stream)`: it gives back the credit for all that was not read.
-- *An answer before its request is sent.* `exchange.response_ended` comes, `stream_ended` does not: go on sending (`send_data`
-  and `end_request` return True when the stream is over with them), or `reset(stream, NO_ERROR)`.
-- *The end of a stream* is told once, by `stream_ended` or `stream_failed`, or is the driver's own `reset`: then `capacity`
-  has changed, and a waiter may be served. `capacity_changed` tells all other changes.
+- *Bytes of the peer.* `engine.receive_data(data, now, sink)`; then `tls.write(engine.data_to_send())`, also when it
+  raised (the GOAWAY is in there), and only then close the socket if it did. All open streams have been told
+  `stream_failed`.
+- *What a consumer reads.* `engine.consumed(stream, size)` for bytes that were read, also after the stream has ended;
+  this alone lets the peer send more. A body that is kept whole is consumed as it comes. A response that is dropped,
+  before or after its end, is `engine.reset(stream)`: it gives back the credit for all that was not read.
+- *An answer before its request is sent.* `exchange.response_ended` comes, `stream_ended` does not: go on sending
+  (`send_data` and `end_request` return True when the stream is over with them), or `reset(stream, NO_ERROR)`.
+- *The end of a stream* is told once, by `stream_ended` or `stream_failed`, or is the driver's own `reset`: then
+  `capacity` has changed, and a waiter may be served. `capacity_changed` tells all other changes.
 - *Draining.* After GOAWAY, `draining` is true and `capacity` 0 for good; what `stream_failed` reports with
-  `processed=False` may be sent again elsewhere, whatever its method. When `streams` is 0, call `close()`, write, close the
-  socket. The same way an agent closes a connection of its own accord.
-- *Time.* The driver keeps the clock: after `ping_interval` seconds of silence `engine.ping()`; if no `pong` and no byte at
-  all has come within `ping_timeout`, `receive_eof` with the socket closed.
+  `processed=False` may be sent again elsewhere, whatever its method. When `streams` is 0, call `close()`, write, close
+  the socket. The same way an agent closes a connection of its own accord.
+- *Time.* The driver keeps the clock: after `ping_interval` seconds of silence `engine.ping()`; if no `pong` and no byte
+  at all has come within `ping_timeout`, `receive_eof` with the socket closed.
 
 Calls for one connection must not overlap (the connection lock), and a sink must not call back.
 
 Theory of operation
 -------------------
-A stream has two halves, the request and the response, and is forgotten when both are over, or when either side has reset
-it. What comes for a forgotten stream is credited and dropped: it was on its way.
+A stream has two halves, the request and the response, and is forgotten when both are over, or when either side has
+reset it. What comes for a forgotten stream is credited and dropped: it was on its way.
 
 - *Whose fault.* A layer judges frames, the order of messages and their fields. What it finds wrong with one stream, it
-  resets itself and tells `stream_broken`; for what is wrong with the connection it raises `ConnectionFault`. The same two
-  ways are open to this module's own limits.
-- *Resets* (Go issue 63417): the peer may go on working on a request that we have given up. So a reset stream keeps its
+  resets itself and tells `stream_broken`; for what is wrong with the connection it raises `ConnectionFault`. The same
+  two ways are open to this module's own limits.
+- *Resets*, as in Go: the peer may go on working on a request that we have given up. So a reset stream keeps its
   place in `capacity` until the answer to a PING, sent after the reset, proves that the peer has seen it.
-- *Credit.* The window of a stream is what may wait for its consumer, the window of the connection what may wait for all of
-  them; both are given back as consumers read. While less than `connection_window` is waiting, no stream is held up by
-  another one, and more than that is never in memory.
+- *Credit.* The window of a stream is what may wait for its consumer. That of the connection is twice what may wait for
+  all of them; it is given back once half of it was read. So while less than `connection_window` is waiting, no stream
+  is held up by another one; beyond it, credit for the connection waits for consumers too, and twice as much is never in
+  memory.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tlsagent._http.h2_fields import list_size, lower_case, request_fields
@@ -62,7 +63,7 @@ from tlsagent._http.messages import Headers, ResponseHead, trailer_fields
 from tlsagent.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestError, StreamReset, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tlsagent._http.engines import HTTP2Sink
     from tlsagent._http.messages import CallerFields, Field, HTTPSink, RequestHead
@@ -129,7 +130,7 @@ class FrameSink(Protocol):
     def reset_received(self, stream_id: int, code: int) -> None:
         """Take the peer's RST_STREAM, also one for a stream that is over."""
 
-    def stream_broken(self, stream_id: int, code: int, message: str) -> None:
+    def stream_broken(self, stream_id: int, message: str) -> None:
         """Take note of a stream that the layer has reset, because of what came on it."""
 
     def stream_unsent(self, stream_id: int) -> None:
@@ -163,11 +164,9 @@ class FrameLayer(Protocol):
 
     Attributes:
         name: The library, by the name under which it is chosen.
-        worn: Whether the connection should not be used for new streams, though the peer takes them.
     """
 
     name: str
-    worn: bool
 
     def start(self) -> None:
         """Send the preface, SETTINGS, and the window of the connection."""
@@ -211,7 +210,17 @@ class FrameLayer(Protocol):
 class _Stream:
     """A request that is under way."""
 
-    __slots__ = ("due", "got", "headed", "informational", "informational_size", "read", "requested", "responded", "sink")
+    __slots__ = (
+        "due",
+        "got",
+        "headed",
+        "informational",
+        "informational_size",
+        "read",
+        "requested",
+        "responded",
+        "sink",
+    )
 
     def __init__(self, sink: HTTPSink, due: int | None, requested: bool) -> None:
         self.sink = sink
@@ -435,8 +444,6 @@ class H2Engine:
         if self._reset_ping is None and not self.draining:
             self._resets_pinged = self._resets
             self._reset_ping = self._send_ping(b"r")
-        if self._layer.worn and not self.draining:
-            self.draining = self._moved = True
 
     def _forget(self, stream_id: int, stream: _Stream) -> None:
         del self._streams[stream_id]
@@ -473,10 +480,7 @@ class H2Engine:
         self._dead = self.draining = True
         how = "closed the connection" if clean else "closed the connection without close_notify"
         for stream_id, stream in list(self._streams.items()):
-            if stream.headed:
-                where = f"within the body: {stream.got} bytes came"
-            else:
-                where = "before it sent a response"
+            where = f"within the body: {stream.got} bytes came" if stream.headed else "before it sent a response"
             code = "ERR_HTTP2_SESSION_ERROR" if self._goaway else None
             error = ConnectionLost(f"the server {how} {where}{self._why()}", code=code)
             self._fail(stream_id, stream, error, sink)
@@ -567,7 +571,7 @@ class H2Engine:
         stream = self._streams.get(stream_id)
         if stream is None:
             self.control_received()
-        elif any([name == b"content-length" for name, _ in fields]):
+        elif any(name == b"content-length" for name, _ in fields):
             message = "the server sent content-length behind the body that it is about"
             self._break_stream(stream_id, stream, ErrorCode.PROTOCOL_ERROR, message)
         else:
@@ -589,7 +593,7 @@ class H2Engine:
         error = StreamReset(f"the server reset the stream ({code_name(code)})", error_code=code)
         self._fail(stream_id, stream, error, self._sink, processed=code != ErrorCode.REFUSED_STREAM)
 
-    def stream_broken(self, stream_id: int, code: int, message: str) -> None:
+    def stream_broken(self, stream_id: int, message: str) -> None:
         """Take note of a stream that the layer has reset."""
         stream = self._streams.get(stream_id)
         if stream is not None:
@@ -665,9 +669,7 @@ class H2Engine:
                 self._fail(stream_id, self._streams[stream_id], self._unprocessed(), self._sink, processed=False)
 
     def _unprocessed(self) -> ConnectionLost:
-        return ConnectionLost(
-            f"the server did not process the request{self._why()}", code="ERR_HTTP2_GOAWAY_SESSION"
-        )
+        return ConnectionLost(f"the server did not process the request{self._why()}", code="ERR_HTTP2_GOAWAY_SESSION")
 
     def control_received(self) -> None:
         """Take note of a frame that serves no request."""

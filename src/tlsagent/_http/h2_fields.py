@@ -13,13 +13,14 @@ From a peer the same fields are an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tlsagent._http.messages import tokens
 from tlsagent.errors import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from tlsagent._http.messages import Field, RequestHead
 
 _OF_THE_CONNECTION: Final = frozenset(

@@ -111,7 +111,6 @@ class H2Layer:
     )
 
     name = "h2"
-    worn = False
 
     def __init__(self, limits: Http2Options) -> None:
         self._limits = limits
@@ -122,7 +121,7 @@ class H2Layer:
         self._next_id = 1
         self._last_allowed = _MAX_STREAM_ID
         self._send_window = _INITIAL_WINDOW
-        self._receive_window = limits.connection_window
+        self._receive_window = 2 * limits.connection_window
         self._connection_consumed = 0
         self._initial_receive = _INITIAL_WINDOW  # until the peer has taken note of ours
         self._greeted = False  # its SETTINGS have come
@@ -148,8 +147,7 @@ class H2Layer:
                 }
             )
         )
-        if limits.connection_window > _INITIAL_WINDOW:
-            self._send(WindowUpdateFrame(0, limits.connection_window - _INITIAL_WINDOW))
+        self._send(WindowUpdateFrame(0, self._receive_window - _INITIAL_WINDOW))
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent."""
@@ -221,7 +219,7 @@ class H2Layer:
         """Let the peer send more, told when it is half a window."""
         limits = self._limits
         self._connection_consumed = consumed = self._connection_consumed + size
-        if consumed >= limits.connection_window // 2:
+        if consumed >= limits.connection_window:
             self._connection_consumed = 0
             self._receive_window += consumed
             self._send(WindowUpdateFrame(0, consumed))
@@ -396,7 +394,7 @@ class H2Layer:
 
     def _break(self, stream_id: int, code: int, message: str) -> None:
         self.reset(stream_id, code)
-        self._sink.stream_broken(stream_id, code, f"the server broke HTTP/2 on this stream: {message}")
+        self._sink.stream_broken(stream_id, f"the server broke HTTP/2 on this stream: {message}")
 
     # --- Bodies -------------------------------------------------------------------------------------------------------
 

@@ -3,16 +3,16 @@ libnghttp2, Node's own HTTP/2 library, as a frame layer of HTTP/2, by way of ngh
 
 What ngh2 does not do, or does later, shapes this module:
 
-- A request is sent when bytes are taken, a stream is reset and its end told only then too. So bytes are taken after each
-  piece that was read, and kept; and until then a new stream has no window of its own.
-- It gives credit for a stream and for the connection in one call, once for each byte that it has told of. What it read of
-  a DATA frame but never told of, since the stream was reset in the middle of it, is lost to the connection's window; when
-  a quarter of that may be gone, the layer is `worn`.
+- A request is sent when bytes are taken, a stream is reset and its end told only then too. So bytes are taken after
+  each piece that was read, and kept; and until then a new stream has no window of its own.
+- It gives credit for a stream and for the connection in one call, for bytes that it has told of. What it has read of a
+  DATA frame when the stream is reset is never told, and the connection's window would shrink by it. So it only gets
+  whole frames; for this their lengths are looked at, and nothing else of them.
 - A list of fields beyond the limit destroys its connection object without GOAWAY: hyperframe then writes one.
 - Once the last stream after a GOAWAY is over, its connection object refuses every call.
 - It tells of a fault by the end of the stream or of the connection, and of the reason only for the latter.
-- Of frames that are for nobody (PRIORITY, unknown types, what comes on streams that are over) it tells nothing. It counts
-  them itself, by the clock of the machine: 10,000 at once, and 330 more each second.
+- Of frames that are for nobody (PRIORITY, unknown types, what comes on streams that are over) it tells nothing. It
+  counts them itself, by the clock of the machine: 10,000 at once, and 330 more each second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ngh2
 from hyperframe.frame import GoAwayFrame
 
-from tlsagent._http.h2 import ConnectionFault, ErrorCode, H2Engine, code_name
+from tlsagent._http.h2 import FRAME_SIZE, ConnectionFault, ErrorCode, H2Engine, code_name
 from tlsagent.errors import quoted
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _MAX_UINT32: Final = 2**32 - 1
 _MAX_HEAD: Final = 2**24
 """Bytes of a request's head, of which libnghttp2 wants to know a limit: beyond what anybody sends."""
 _FIELD_OVERHEAD: Final = 32
+_FRAME_HEAD: Final = 9
 _INITIAL_WINDOW: Final = 65_535
 
 
@@ -43,6 +44,7 @@ class Ngh2Layer:
     """A `FrameLayer`."""
 
     __slots__ = (
+        "_buffer",
         "_closed",
         "_connection",
         "_farewell",
@@ -50,8 +52,7 @@ class Ngh2Layer:
         "_leaving",
         "_limits",
         "_out",
-        "_uncredited",
-        "worn",
+        "_wanted",
     )
 
     name = "ngh2"
@@ -71,13 +72,13 @@ class Ngh2Layer:
                 max_outbound_ack=limits.max_pending_replies + 1,
             ),
         )
+        self._buffer = bytearray()
+        self._wanted = 0  # bytes that the buffer must have before there is a frame
         self._out: list[bytes] = []
-        self._uncredited = 0  # bytes that were told of, and not credited yet
         self._initial_window = _INITIAL_WINDOW
         self._leaving = False  # GOAWAY was sent or received
         self._farewell = False  # the last GOAWAY was written
         self._closed = False  # the connection object is of no use any more
-        self.worn = False
 
     # --- What we send -------------------------------------------------------------------------------------------------
 
@@ -91,13 +92,13 @@ class Ngh2Layer:
                 ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.max_header_list_size,
             }
         )
-        self._connection.set_local_window_size(limits.connection_window)
+        self._connection.set_local_window_size(2 * limits.connection_window)
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent."""
         out = self._out
         if not self._closed:
-            data = self._connection.data_to_send()
+            data: bytes = self._connection.data_to_send()
             if not out:
                 return data
             out.append(data)
@@ -113,17 +114,19 @@ class Ngh2Layer:
 
     def request(self, fields: list[Field], end: bool) -> int:
         """Open a stream."""
-        return self._connection.send_request(fields, end_stream=end)
+        stream_id: int = self._connection.send_request(fields, end_stream=end)
+        return stream_id
 
     def window(self, stream_id: int) -> int:
         """Return how many bytes may be sent."""
         connection = self._connection
         try:
-            size = connection.stream_remote_window_size(stream_id)
+            size: int = connection.stream_remote_window_size(stream_id)
         except ngh2.StreamUnavailableError:
             size = self._initial_window
         size -= connection.queued_body_size(stream_id)
-        return min(size, connection.remote_window_size - connection.queued_body_size())
+        room: int = connection.remote_window_size - connection.queued_body_size()
+        return min(size, room)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, end: bool) -> None:
         """Send a piece of a body."""
@@ -137,19 +140,9 @@ class Ngh2Layer:
         """Send RST_STREAM."""
         if not self._ended():
             self._connection.reset_stream(stream_id, code)
-        self._look_for_wear()
-
-    def _look_for_wear(self) -> None:
-        if self._closed:
-            return
-        limit = self._limits.connection_window
-        # Of what was credited, less than half of the window is not told to the peer yet.
-        if limit - self._connection.local_window_size - self._uncredited >= limit // 4 * 3:
-            self.worn = True
 
     def credit(self, stream_id: int, size: int) -> None:
         """Let the peer send more."""
-        self._uncredited -= size
         if not self._ended():
             self._connection.acknowledge_received_data(size, stream_id)
 
@@ -177,6 +170,9 @@ class Ngh2Layer:
         """Take bytes."""
         if self._ended():
             return
+        data = self._whole_frames(data)
+        if not data:
+            return
         connection = self._connection
         fault = None
         try:
@@ -197,16 +193,45 @@ class Ngh2Layer:
             else:
                 sink.control_received()
         if fault is not None:
-            code = ErrorCode.ENHANCE_YOUR_CALM if isinstance(fault, ngh2.DenialOfServiceError) else ErrorCode.INTERNAL_ERROR
+            code = (
+                ErrorCode.ENHANCE_YOUR_CALM
+                if isinstance(fault, ngh2.DenialOfServiceError)
+                else ErrorCode.INTERNAL_ERROR
+            )
             raise ConnectionFault(code, f"the server went beyond a limit of HTTP/2: {quoted(str(fault))}") from fault
+
+    def _whole_frames(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Return as many frames as there are, and keep what is left over; a frame that is too long counts as whole."""
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._wanted:
+                return b""
+            data = bytes(buffer)
+            buffer.clear()
+        at = 0
+        end = len(data)
+        wanted = _FRAME_HEAD
+        while end - at >= _FRAME_HEAD:
+            length = int.from_bytes(data[at : at + 3], "big")
+            if length > FRAME_SIZE:
+                return data
+            wanted = _FRAME_HEAD + length
+            if at + wanted > end:
+                break
+            at += wanted
+            wanted = _FRAME_HEAD
+        if at == end:
+            return data
+        self._wanted = wanted
+        buffer += data[at:]
+        return data[:at]
 
     def _take_response(self, event: ngh2.ResponseReceived, sink: FrameSink) -> None:
         sink.response_received(event.stream_id, event.headers, event.end_stream)
 
     def _take_data(self, event: ngh2.DataReceived, sink: FrameSink) -> None:
-        data = event.data
-        self._uncredited += len(data)
-        sink.data_received(event.stream_id, data, event.end_stream)
+        sink.data_received(event.stream_id, event.data, event.end_stream)
 
     def _take_informational(self, event: ngh2.InformationalResponseReceived, sink: FrameSink) -> None:
         sink.informational_received(event.stream_id, event.headers)
@@ -222,17 +247,16 @@ class Ngh2Layer:
             sink.stream_unsent(event.stream_id)
         elif event.error_code:
             name = code_name(event.error_code)
-            self._look_for_wear()
-            sink.stream_broken(event.stream_id, event.error_code, f"the server broke HTTP/2 on this stream ({name})")
+            sink.stream_broken(event.stream_id, f"the server broke HTTP/2 on this stream ({name})")
 
     def _take_settings(self, event: ngh2.SettingsReceived, sink: FrameSink) -> None:
         self._initial_window = event.settings.get(ngh2.Setting.INITIAL_WINDOW_SIZE, self._initial_window)
         sink.settings_received(event.settings)
 
-    def _take_settings_ack(self, event: ngh2.SettingsAcknowledged, sink: FrameSink) -> None:
+    def _take_settings_ack(self, _event: ngh2.SettingsAcknowledged, _sink: FrameSink) -> None:
         pass
 
-    def _take_ping(self, event: ngh2.PingReceived, sink: FrameSink) -> None:
+    def _take_ping(self, _event: ngh2.PingReceived, sink: FrameSink) -> None:
         sink.ping_received()
 
     def _take_pong(self, event: ngh2.PingAcknowledged, sink: FrameSink) -> None:
