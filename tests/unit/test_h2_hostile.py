@@ -62,6 +62,11 @@ CONNECTION_FAULTS = {
     "INITIAL_WINDOW_SIZE 2**31": (FLOW, lambda c: SettingsFrame(settings={4: 2**31})),
     "ENABLE_PUSH 2": (PROTOCOL, lambda c: SettingsFrame(settings={2: 2})),
     "ENABLE_PUSH 1 by a server": (PROTOCOL, lambda c: SettingsFrame(settings={2: 1})),
+    "ENABLE_CONNECT_PROTOCOL 2": (PROTOCOL, lambda c: SettingsFrame(settings={8: 2})),
+    "ENABLE_CONNECT_PROTOCOL taken back": (
+        PROTOCOL,
+        lambda c: SettingsFrame(settings={8: 1}).serialize() + SettingsFrame(settings={8: 0}).serialize(),
+    ),
     "window beyond 2**31-1": (FLOW, lambda c: WindowUpdateFrame(0, 2**31 - 1)),
     "WINDOW_UPDATE of 0": (PROTOCOL, lambda c: raw(WINDOW, 0, 0, b"\0\0\0\0")),
     "WINDOW_UPDATE of 3 bytes": (SIZE, lambda c: raw(WINDOW, 0, 0, b"\0\0\1")),

@@ -618,8 +618,12 @@ class H2Engine:
             self._moved = self._moved or most != self._max_streams
             self._max_streams = most
         self._greeting = None
-        if settings.get(_ENABLE_CONNECT_PROTOCOL):
-            self.connect_protocol = True
+        if _ENABLE_CONNECT_PROTOCOL in settings:
+            taken = settings[_ENABLE_CONNECT_PROTOCOL] == 1
+            if self.connect_protocol and not taken:
+                # RFC 8441, 3
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the server has taken back ENABLE_CONNECT_PROTOCOL")
+            self.connect_protocol = taken
         if _INITIAL_WINDOW_SIZE in settings:
             self._tell_windows()
 

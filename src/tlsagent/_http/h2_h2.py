@@ -298,6 +298,7 @@ class H2Layer:
         elif isinstance(frame, DataFrame):
             self._take_data(frame, length)
         elif isinstance(frame, HeadersFrame):
+            self._open_stream(frame, "HEADERS")
             self._block.append(frame)
             if "END_HEADERS" in frame.flags:
                 self._end_block()
@@ -338,7 +339,7 @@ class H2Layer:
         first = self._block[0]
         data = first.data if len(self._block) == 1 else b"".join([frame.data for frame in self._block])
         self._block = []
-        stream = self._open_stream(first, "HEADERS")
+        stream = self._streams.get(first.stream_id)
         try:
             fields = [tuple(field) for field in self._decoder.decode(data, raw=True)]
         except OversizedHeaderListError as exc:
