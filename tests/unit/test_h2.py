@@ -30,7 +30,7 @@ from h2_support import (
 
 import tlsagent
 from tlsagent._http.engines import http2_engine
-from tlsagent._http.h2 import ErrorCode
+from tlsagent._http.h2 import ErrorCode, H2Engine
 from tlsagent._http.messages import RequestHead
 from tlsagent._options import Http2Options
 from tlsagent.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, StreamReset
@@ -621,6 +621,51 @@ def test_reset_of_what_is_over_does_nothing(client):
 
     assert client.take() == []
     assert client.engine.capacity == 1_000
+
+
+class LastStreams:
+    """A frame layer that has almost used up the numbers of streams, which would take a billion requests."""
+
+    name = "last"
+
+    def __init__(self) -> None:
+        self.next_id = 2**31 - 3
+
+    def request(self, fields, end) -> int:
+        self.next_id += 2
+        return self.next_id - 2
+
+    def start(self) -> None:
+        pass
+
+
+def test_connection_drains_when_its_numbers_are_used_up():
+    """
+    The stream 2**31 - 1 is the last one.
+    """
+    engine = H2Engine(Http2Options(), LastStreams())
+
+    assert engine.open(head_of(), StreamRecorder(), True) == 2**31 - 3
+    assert not engine.draining
+    assert engine.open(head_of(), StreamRecorder(), True) == 2**31 - 1
+    assert engine.draining
+    assert engine.capacity == 0
+
+
+def test_body_may_be_consumed_in_parts_after_its_end(client):
+    """
+    What is read of a response that has ended is credited once, however often it is told.
+    """
+    stream, _ = client.open()
+    client.take()
+    client.feed(client.headers(stream, OK), data(stream, b"abcdef", end=True))
+
+    client.engine.consumed(stream, 4)
+    client.engine.consumed(stream, 4)
+    client.engine.consumed(stream, 4)
+    client.engine.reset(stream)
+
+    assert client.take() == []
 
 
 # --- The end ----------------------------------------------------------------------------------------------------------

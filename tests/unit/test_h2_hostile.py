@@ -572,6 +572,48 @@ def test_informational_responses_are_capped(client):
     assert client.engine.streams == 1
 
 
+@pytest.mark.parametrize("uploading", [False, True])
+def test_content_length_in_trailers(client, uploading):
+    """
+    A length that comes behind its body is refused (RFC 9110, 6.5.1); what is over on both sides need not be reset.
+    """
+    stream, sink = client.open("POST", length=10) if uploading else client.open()
+    client.take()
+
+    client.feed(
+        client.headers(stream, OK), data(stream, b"1234"), client.headers(stream, [("content-length", "4")], end=True)
+    )
+
+    assert type(client.sink.failed[stream][0]) is RemoteProtocolError
+    assert not sink.ended
+    assert client.error is None
+    assert [frame.error_code for frame in client.take(RstStreamFrame)] == [PROTOCOL] * uploading
+    assert client.engine.capacity == 1_000 - uploading
+
+
+def test_what_follows_the_last_straw_is_dropped(name):
+    """
+    The stream is gone at the first 1xx too many: the rest of the piece is for nobody, and its bytes are credited.
+    """
+    client = Client(name, settings={}, max_informational=1, connection_window=65_535)
+
+    for _ in range(50):
+        stream, sink = client.open()
+        client.take()
+        client.feed(
+            *[client.headers(stream, [(":status", "103")])] * 3,
+            client.headers(stream, OK),
+            data(stream, b"x" * 10_000),
+            client.headers(stream, [("a", "b")], end=True),
+        )
+        assert (len(sink.informational), sink.head) == (1, None)
+        pings = [PingFrame(opaque_data=ping.opaque_data, flags=["ACK"]) for ping in client.take(PingFrame)]
+        client.feed(*pings)
+
+    assert client.error is None
+    assert len(client.sink.failed) == 50
+
+
 def test_informational_responses_are_capped_together(client):
     """
     Sixteen lists of the greatest size would be a megabyte for each stream.

@@ -341,7 +341,7 @@ class H2Engine:
         stream_id = self._layer.request(request_fields(head, protocol), end)
         self._streams[stream_id] = _Stream(sink, due, end)
         self._last_id = stream_id
-        if stream_id >= MAX_STREAM_ID - 1:
+        if stream_id == MAX_STREAM_ID:
             self.draining = True
         return stream_id
 
@@ -573,7 +573,10 @@ class H2Engine:
             self.control_received()
         elif any(name == b"content-length" for name, _ in fields):
             message = "the server sent content-length behind the body that it is about"
-            self._break_stream(stream_id, stream, ErrorCode.PROTOCOL_ERROR, message)
+            if stream.requested:  # over on both sides: there is nothing to reset
+                self._fail(stream_id, stream, RemoteProtocolError(message), self._sink)
+            else:
+                self._break_stream(stream_id, stream, ErrorCode.PROTOCOL_ERROR, message)
         else:
             self._responded(stream_id, stream, Headers(list(fields)) if fields else None)
 
