@@ -46,7 +46,6 @@ def connect(target: bytes, headers=()) -> RequestHead:
         ({"Cookie": "a=1; b=2;c=3"}, [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"cookie", b"c=3")]),
         ({"Cookie": "a=1;"}, [(b"cookie", b"a=1")]),
         ({"Cookie": ""}, []),
-        ({"Expect": "100-continue"}, [(b"expect", b"100-continue")]),
     ],
 )
 def test_fields_of_a_request(given, sent):
