@@ -40,13 +40,16 @@ TESTED_ELSEWHERE = {
     "__main__": "test_cli.py",
     # Drivers wait on sockets: every case of tests/wire runs against each of them.
     "_drivers/aio": "../wire/test_requests.py",
+    "_drivers/aio_dialling": "../wire/test_resolution.py",
     "_drivers/aio_raw": "../wire/test_raw.py",
+    "_drivers/aio_socket": "../wire/test_requests.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
     "_drivers/fork": "../stress/test_fork.py",
     "_drivers/resolver": "../wire/test_resolution.py",
     "_drivers/sockets": "../wire/test_lifecycle.py",
     "_drivers/threads": "../wire/test_requests.py",
     "_drivers/threads_raw": "../wire/test_raw.py",
+    "_drivers/waiting": "../stress/test_dropped.py",
     # The private rooms of the testing servers have one face.
     "testing/_asgi": "test_testing_server.py",
     "testing/_hello": "test_testing_server.py",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import math
 import random
 import socket
@@ -25,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 from tlsagent._body import PIECE, Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
-from tlsagent._drivers import resolver as _resolver
-from tlsagent._drivers.addresses import Address, Race, race_of
-from tlsagent._drivers.aio_raw import Arrivals, AsyncRawConnection, RawTransport
-from tlsagent._drivers.sockets import begin_connect, drain, names_of, peeker, read_rest, unix_address, users_socket
+from tlsagent._drivers.aio_dialling import connected_socket, wait_until
+from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
+from tlsagent._drivers.aio_socket import SocketProtocol, wake
+from tlsagent._drivers.sockets import names_of
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError, WrongEventLoop
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Event, Freed, Retried
+from tlsagent.events import Closed, Connected, ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -52,175 +51,6 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-_FLUSH_GRACE: Final = 1.0
-"""Seconds a closing transport may take to hand its last bytes to a peer that does not read."""
-
-
-class _Protocol(asyncio.BufferedProtocol):
-    """One socket: between asyncio's transport and a `Connection`."""
-
-    def __init__(self, agent: AsyncAgent, connection: Connection, sock: socket.socket) -> None:
-        self._agent = agent
-        self._sock = sock
-        self._buffer = agent._buffer
-        self.peek = peeker(sock)
-        self.connection = connection
-        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self.handshake: asyncio.Future[None] | None = None
-        self.tunnelling = connection.tunnelling
-        self.writable: asyncio.Future[None] | None = None
-        self.reading = True
-        self.closed = False
-        self.raw: Arrivals | RawTransport | None = None
-        connection.transport = self
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.handshake = self._agent._loop.create_future()
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        now = time.monotonic()
-        self.connection.receive_data(self._buffer[:nbytes], now)
-        self.advance(now)
-
-    def eof_received(self) -> bool:
-        now = time.monotonic()
-        self.connection.receive_eof(now)
-        self.advance(now)
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        now = time.monotonic()
-        if self.connection.dead is None:
-            if isinstance(exc, OSError):
-                if not self._agent._proactor:
-                    read_rest(self._sock, self.connection, self._buffer, now)
-                if self.connection.dead is None:
-                    self.connection.receive_error(exc, now)
-            else:
-                self.connection.receive_eof(now)
-        self.advance(now)
-        self.resume_writing()
-        if self.closed:
-            self.connection.transport = None  # no cycle is left: TLS and buffers are freed now, not by a collection
-
-    def pause_writing(self) -> None:
-        if self.writable is None:
-            self.writable = self._agent._loop.create_future()
-        if self.raw is not None:
-            self.raw.writing_paused()
-
-    def resume_writing(self) -> None:
-        writable, self.writable = self.writable, None
-        if writable is not None and not writable.done():
-            writable.set_result(None)
-        if self.raw is not None:
-            self.raw.writing_resumed()
-
-    def flush(self) -> None:
-        """Write what the connection has to send."""
-        data = self.connection.data_to_send()
-        if data:
-            self.transport.write(data)
-
-    def advance(self, now: float) -> None:
-        """Write, carry the connection's news over to the core, wake whoever waits for them."""
-        connection, agent = self.connection, self._agent
-        if self.handshake is None or connection.info is None or connection.dead is not None:
-            data = connection.data_to_send()
-            if data:
-                self.transport.write(data)
-        # else the end of our handshake goes with the request, which the dial is about to begin: one packet, not two.
-        exchange = connection.exchange or connection.ended
-        if connection.sessions:
-            agent._core.keep_sessions(connection, exchange)
-        if self.handshake is not None:
-            self._advance_handshake(self.handshake)
-            return
-        if self.raw is not None:
-            self._advance_raw(self.raw, now)
-        elif connection.ended is not None or connection.dead is not None:
-            agent._settle(connection, exchange, now)
-        elif exchange is not None:
-            if agent._core.watch(connection) < agent._timer_at:
-                agent._arm(now)
-            if exchange.paused:
-                self.pause_reading()
-            if exchange.nudged:
-                self._nudge(exchange)
-        if exchange is not None and exchange.waker is not None and exchange.ready:
-            _wake(exchange)
-
-    def _advance_handshake(self, waiting: asyncio.Future[None]) -> None:
-        """Wake the dial at the end of the handshake, and when the tunnel is open: another deadline holds then."""
-        connection = self.connection
-        over = connection.info is not None or connection.dead is not None
-        if over or self.tunnelling != connection.tunnelling:
-            self.tunnelling = connection.tunnelling
-            if over:
-                self.handshake = None
-            if not waiting.done():
-                waiting.set_result(None)
-
-    def _advance_raw(self, raw: Arrivals | RawTransport, now: float) -> None:
-        connection, agent = self.connection, self._agent
-        raw.advanced()
-        if connection.ended is not None:
-            agent._settle(connection, None, now)
-        if connection.dead is not None:
-            agent._shut(connection, connection.dead)
-
-    def _nudge(self, exchange: Exchange) -> None:
-        """Have whoever sends the body look again, whether it waits for a 100 (Continue) or to write."""
-        exchange.nudged = False
-        self.resume_writing()
-        _wake(exchange)
-
-    def pause_reading(self) -> None:
-        """Read no more: the consumer is behind."""
-        if self.reading and not self.transport.is_closing():
-            self.reading = False
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read again after the consumer caught up."""
-        if not self.reading and not self.transport.is_closing():
-            self.reading = True
-            self.transport.resume_reading()
-
-    def drain(self, now: float) -> None:
-        """Take in what the loop has not read yet; a proactor reads ahead, where nobody can look."""
-        if not self._agent._proactor:
-            drain(self._sock, self.connection, self._buffer, now)
-            if self.connection.sessions:
-                self._agent._core.keep_sessions(self.connection)
-
-    def disown(self) -> None:
-        """Close the descriptor of a transport whose loop is closed."""
-        self._sock.close()
-
-    def shut(self, connection: Connection, reason: str) -> None:
-        """Close the transport; bytes still to be sent get a moment."""
-        self.closed = True
-        if connection.dead is None:
-            connection.close(reason)
-        transport = self.transport
-        if transport is None:
-            self._sock.close()
-            return
-        if transport.is_closing():
-            return
-        self.flush()
-        self.resume_writing()
-        transport.close()
-        if transport.get_write_buffer_size():
-            if connection.error is not None:
-                transport.abort()
-            else:
-                self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
 
 
 class AsyncStreamResponse(ResponseFacts):
@@ -514,11 +344,11 @@ class AsyncAgent:
             now = time.monotonic()
             exchange.fail(exchange.total_timeout(), now)
             self._core.cancel(exchange, now)
-            _wake(exchange)
+            wake(exchange)
 
     async def _send_body(self, exchange: Exchange, body: Body) -> None:
         connection: Connection = exchange.lease.connection
-        protocol: _Protocol = connection.transport
+        protocol: SocketProtocol = connection.transport
         while exchange.holding and exchange.lease is not None:
             await self._wait(exchange)
         if exchange.lease is None or exchange.upload_stopped:
@@ -564,7 +394,7 @@ class AsyncAgent:
                 await asyncio.wait((coming,))
         return coming.result()
 
-    async def _send_piece(self, exchange: Exchange, protocol: _Protocol, piece: bytes | memoryview) -> bool:
+    async def _send_piece(self, exchange: Exchange, protocol: SocketProtocol, piece: bytes | memoryview) -> bool:
         now = time.monotonic()
         if not protocol.connection.send_body(exchange, piece, now):
             protocol.advance(now)
@@ -608,11 +438,11 @@ class AsyncAgent:
             connection: Connection = exchange.lease.connection
             connection.drop(exchange, now, "dropped")
             self._settle(connection, None, now)
-            _wake(exchange)
+            wake(exchange)
 
     def _hand_over(self, connection: Connection, exchange: Exchange) -> AsyncRawConnection:
         """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
-        protocol: _Protocol = connection.transport
+        protocol: SocketProtocol = connection.transport
         on_drop = functools.partial(self._abandon, exchange)
         raw = AsyncRawConnection(protocol, connection.take_over(), self._hang_up, on_drop)
         protocol.raw = raw.arrivals
@@ -640,7 +470,7 @@ class AsyncAgent:
     def _begin(self, exchange: Exchange, now: float) -> bool:
         """Start on the granted connection; returns False if it was found dead and given back."""
         connection: Connection = exchange.lease.connection
-        protocol: _Protocol = connection.transport
+        protocol: SocketProtocol = connection.transport
         if exchange.lease.may_be_stale:
             connection.check_idle(now)
             if protocol.peek():
@@ -663,7 +493,7 @@ class AsyncAgent:
             except AgentClosed as error:
                 exchange.fail(error, now)
                 break
-        _wake(exchange)
+        wake(exchange)
 
     def _settle(self, connection: Connection, exchange: Exchange | None, now: float) -> None:
         core = self._core
@@ -697,7 +527,7 @@ class AsyncAgent:
             exchange = effect.ticket.user
             exchange.ticket = None
             exchange.fail(effect.error, now)
-            _wake(exchange)
+            wake(exchange)
         elif type(effect) is Connect:
             task = self._loop.create_task(self._dial(effect.attempt.user))
             self._dialling.add(task)
@@ -762,7 +592,7 @@ class AsyncAgent:
 
     async def _open(self, dial: Dial, raw: RawStream | None = None) -> Connection:
         """Return a connection whose handshake is complete and whose peer is verified."""
-        sock = await self._transport_socket(dial)
+        sock = await connected_socket(self._core, self._loop, dial)
         addresses = names_of(sock)
         try:
             if self._core.listening():
@@ -774,7 +604,7 @@ class AsyncAgent:
         except BaseException:
             sock.close()
             raise
-        protocol = _Protocol(self, connection, sock)
+        protocol = SocketProtocol(self, connection, sock)
         try:
             await self._loop.create_connection(lambda: protocol, sock=sock)
             route = dial.plan.key.route
@@ -793,7 +623,7 @@ class AsyncAgent:
             raise
         return connection
 
-    async def _handshake(self, dial: Dial, protocol: _Protocol) -> None:
+    async def _handshake(self, dial: Dial, protocol: SocketProtocol) -> None:
         connection = protocol.connection
         while connection.info is None and connection.dead is None:
             now = time.monotonic()
@@ -804,98 +634,11 @@ class AsyncAgent:
                 break
             if protocol.handshake is None or protocol.handshake.done():
                 protocol.handshake = self._loop.create_future()
-            await self._wait_until(protocol.handshake, min(dial.deadline, connection.next_deadline()))
+            await wait_until(self._loop, protocol.handshake, min(dial.deadline, connection.next_deadline()))
         failure = connection.handshake_error
         if failure is not None:
             raise failure
         self._core.tell_secured(connection)
-
-    async def _transport_socket(self, dial: Dial) -> socket.socket:
-        route = dial.plan.key.route
-        if route.socket is not None:
-            return users_socket(route.socket)
-        if self._core.listening():
-            host, port = (route.path, 0) if route.path else route.first_hop
-            self._core.emit(Connecting(dial.plan.key.digest, host, port))
-        if route.path is not None:
-            addresses = [unix_address(route.path)]
-        else:
-            dial.enter("lookup", time.monotonic())
-            addresses = await self._look_up(dial)
-            while not dial.resolved(addresses[0].host):
-                addresses = await self._look_up(dial)
-        dial.enter("connect", time.monotonic())
-        return await self._race(race_of(addresses, dial.plan), dial)
-
-    async def _look_up(self, dial: Dial) -> list[Address]:
-        route = dial.plan.key.route
-        host, port = dial.unresolved
-        if route.lookup is not None:
-            try:
-                async with asyncio.timeout(_remaining(dial.deadline)):
-                    with _resolver.hook_errors(host):
-                        answer = route.lookup(host, route.family)
-                        if inspect.isawaitable(answer):
-                            answer = await answer
-            except TimeoutError:
-                raise dial.overdue() from None
-            return _resolver.from_hook(host, answer, port)
-        addresses = _resolver.literal(host, port)
-        if addresses is not None:
-            return addresses
-        done = self._loop.create_future()
-        loop = self._loop
-
-        def callback() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(_set_done, done)
-
-        lookup = _resolver.resolver.start(host, _resolver.family_of(route), callback)
-        await self._wait_until(done, dial.deadline)
-        if not lookup.done:
-            raise dial.overdue()
-        return lookup.result(port)
-
-    async def _race(self, race: Race, dial: Dial) -> socket.socket:
-        """Return the first socket that connects; the others are closed."""
-        running: dict[asyncio.Task[None], tuple[Address, socket.socket]] = {}
-        try:
-            while not race.lost:
-                now = time.monotonic()
-                if now >= dial.deadline:
-                    raise dial.overdue()
-                for address in race.due(now):
-                    try:
-                        sock, connected = begin_connect(address, dial.plan.key.route)
-                    except OSError as error:
-                        race.failed(address, error)
-                        continue
-                    if connected:
-                        return sock
-                    task = self._loop.create_task(self._loop.sock_connect(sock, address.sockaddr))
-                    running[task] = address, sock
-                if running:
-                    timeout = _remaining(min(race.next_deadline(), dial.deadline))
-                    done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                    winner = _winner(race, running, done)
-                    if winner is not None:
-                        return winner
-            raise race.error()
-        finally:
-            for task, (_, sock) in running.items():
-                task.add_done_callback(functools.partial(_close_unused, sock))
-                task.cancel()
-
-    async def _wait_until(self, future: asyncio.Future[None], deadline: float) -> None:
-        """Wait for a future that no exception ends, or until the deadline, whichever comes first."""
-        if deadline == math.inf:
-            await future
-            return
-        timer = self._loop.call_later(deadline - time.monotonic(), _set_done, future)
-        try:
-            await future
-        finally:
-            timer.cancel()
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
@@ -980,7 +723,7 @@ class AsyncAgent:
             if described is error:
                 raise
             raise described from error
-        protocol: _Protocol = connection.transport
+        protocol: SocketProtocol = connection.transport
         protocol.flush()
         try:
             if self._closed:
@@ -1113,41 +856,8 @@ def _wrong_loop() -> WrongEventLoop:
     )
 
 
-def _wake(exchange: Exchange) -> None:
-    waker: asyncio.Future[None] | None = exchange.waker
-    if waker is not None and not waker.done():
-        waker.set_result(None)
-
-
-def _winner(
-    race: Race, running: dict[asyncio.Task[None], tuple[Address, socket.socket]], done: set[asyncio.Task[None]]
-) -> socket.socket | None:
-    """Take the attempts that are done from those that run; returns the socket of one that has connected."""
-    for task in done:
-        exc = task.exception()
-        if exc is not None and not isinstance(exc, OSError):
-            raise exc
-        address, sock = running.pop(task)
-        if exc is None:
-            return sock
-        sock.close()
-        race.failed(address, exc)
-    return None
-
-
-def _close_unused(sock: socket.socket, connecting: asyncio.Task[None]) -> None:
-    if not connecting.cancelled():
-        connecting.exception()  # or asyncio would tell that nobody looked
-    sock.close()
-
-
 async def _anext(pieces: AsyncGenerator[bytes | memoryview, None]) -> bytes | memoryview | None:
     return await anext(pieces, None)
-
-
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _future_setter(future: asyncio.Future[Any]) -> Callable[[object, BaseException | None], None]:
@@ -1160,10 +870,6 @@ def _future_setter(future: asyncio.Future[Any]) -> Callable[[object, BaseExcepti
             future.set_exception(error)
 
     return set_outcome
-
-
-def _remaining(deadline: float) -> float | None:
-    return None if deadline == math.inf else deadline - time.monotonic()
 
 
 def _not_yet(early_data: bool | Unset) -> None:

@@ -8,7 +8,7 @@ dials it.
 
 Theory of operation
 -------------------
-A thread that gets a ticket becomes a `_Waiter`. Effects are drained under the lock and placed: a grant or a refusal
+A thread that gets a ticket becomes a `Waiter`. Effects are drained under the lock and placed: a grant or a refusal
 with the waiter of its ticket, an attempt with the waiter of the ticket that it covers. A waiter without an attempt
 sleeps on a lock, one that dials on its sockets and a wake-up descriptor. Served otherwise, timed out or interrupted, a
 dialler leaves its half-open attempt to another waiter of the key, or closes it if there is none.
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
 import threading
 import time
 import warnings
@@ -38,6 +37,7 @@ from tlsagent._drivers import fork
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection
+from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
@@ -62,66 +62,6 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-
-
-class _WakeUp:
-    """A pair of sockets: who waits for others can be woken through it."""
-
-    def __init__(self) -> None:
-        self.reader, self._writer = socket.socketpair()
-        fork.watch_socket(self.reader)
-        fork.watch_socket(self._writer)
-        self.reader.setblocking(False)
-        self._writer.setblocking(False)
-
-    def set(self) -> None:
-        """Wake the holder, now or at its next wait."""
-        with contextlib.suppress(OSError):  # full, so it will wake; or closed, so nobody waits
-            self._writer.send(b"\0")
-
-    def clear(self) -> None:
-        """Forget earlier calls of `set`."""
-        with contextlib.suppress(OSError):
-            while self.reader.recv(64):
-                pass
-
-    def close(self) -> None:
-        """Close both ends."""
-        self.reader.close()
-        self._writer.close()
-
-
-class _Waiter:
-    """
-    A thread that waits for a connection.
-
-    Attributes:
-        exchange: What it waits for.
-        dialling: The attempt it carries out, if any. Guarded by the agent lock.
-        wake_up: Its descriptor while it dials.
-    """
-
-    __slots__ = ("_asleep", "dialling", "exchange", "wake_up")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self.dialling: Dialling | None = None
-        self.wake_up: _WakeUp | None = None
-        # Held unless it was woken. Not an Event: that has a lock of its own, which a finaliser must not wait for.
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
-
-    def wake(self) -> None:
-        """Wake it. May be called by any thread, and from a finaliser: it waits for nothing."""
-        with contextlib.suppress(RuntimeError):  # it was woken before
-            self._asleep.release()
-        wake_up = self.wake_up
-        if wake_up is not None:
-            wake_up.set()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for `wake`, at most some seconds."""
-        self._asleep.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
 
 
 class StreamResponse(ResponseFacts):
@@ -203,7 +143,7 @@ class _Actions:
     __slots__ = ("abandoned", "closing", "waking")
 
     def __init__(self) -> None:
-        self.waking: list[_Waiter] = []
+        self.waking: list[Waiter] = []
         self.closing: list[tuple[Connection, str]] = []
         self.abandoned: Dialling | None = None
 
@@ -222,10 +162,10 @@ class Agent:
         said = build(AgentOptions, keywords)
         self._core = AgentCore(said if options is None else said.merged_over(options))
         self._lock = threading.Lock()
-        self._waiters: dict[PoolKey, list[_Waiter]] = {}
+        self._waiters: dict[PoolKey, list[Waiter]] = {}
         self._alone: set[Dialling] = set()  # under way, and no waiter's
         self._buffers: deque[memoryview] = deque()
-        self._wake_ups: deque[_WakeUp] = deque()
+        self._wake_ups: deque[WakeUp] = deque()
         self._quiet: threading.Event | None = None  # set once a closed agent has nothing active
         self._closed = False
         self._destroyed = False
@@ -446,7 +386,7 @@ class Agent:
                 got = self._core.acquire(exchange, now)
                 if isinstance(got, Lease) and not self._core.pool.has_effects and actions is None:
                     return
-                waiter = exchange.waker = _Waiter(exchange)
+                waiter = exchange.waker = Waiter(exchange)
                 self._waiters.setdefault(exchange.plan.key, []).append(waiter)
                 actions = actions or _Actions()
                 self._collect(actions)
@@ -461,7 +401,7 @@ class Agent:
         finally:
             self._leave_queue(exchange, waiter)
 
-    def _wait_in_queue(self, exchange: Exchange, waiter: _Waiter) -> None:
+    def _wait_in_queue(self, exchange: Exchange, waiter: Waiter) -> None:
         while True:
             ticket = exchange.ticket
             dialling = waiter.dialling
@@ -499,7 +439,7 @@ class Agent:
                 waiter.wake()
                 return
 
-    def _dial_on(self, dialling: Dialling, waiter: _Waiter, limit: float) -> None:
+    def _dial_on(self, dialling: Dialling, waiter: Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
         if waiter.wake_up is None:
             waiter.wake_up = self._spare_wake_up() or _new_wake_up(dialling.dial)
@@ -513,7 +453,7 @@ class Agent:
             readers, writers = dialling.interest()
             wait([*readers, waiter.wake_up.reader], writers, min(limit, dialling.deadline) - time.monotonic())
 
-    def _spare_wake_up(self) -> _WakeUp | None:
+    def _spare_wake_up(self) -> WakeUp | None:
         try:
             return self._wake_ups.popleft()
         except IndexError:
@@ -530,7 +470,7 @@ class Agent:
         finally:
             self._buffers.append(buffer)
 
-    def _report(self, dialling: Dialling, waiter: _Waiter | None) -> None:
+    def _report(self, dialling: Dialling, waiter: Waiter | None) -> None:
         """Tell the pool how an attempt ended, and whoever listens."""
         connection, error = dialling.connection, dialling.error
         self._change(self._take_over, dialling, waiter)
@@ -539,7 +479,7 @@ class Agent:
         if error is not None and self._core.listening():
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
 
-    def _take_over(self, dialling: Dialling, waiter: _Waiter | None) -> None:
+    def _take_over(self, dialling: Dialling, waiter: Waiter | None) -> None:
         if waiter is not None:
             waiter.dialling = None
         self._alone.discard(dialling)
@@ -557,7 +497,7 @@ class Agent:
             self._core.closed(connection, "handshake")
         self._core.dial_failed(dialling.dial, dialling.error, now)
 
-    def _leave_queue(self, exchange: Exchange, waiter: _Waiter) -> None:
+    def _leave_queue(self, exchange: Exchange, waiter: Waiter) -> None:
         """Stop waiting; a half-open attempt goes to another waiter of the key, or is closed. May be called again."""
         actions = _Actions()
         try:
@@ -577,7 +517,7 @@ class Agent:
             self._struck(actions)
             raise
 
-    def _unlist(self, exchange: Exchange, waiter: _Waiter, actions: _Actions) -> None:
+    def _unlist(self, exchange: Exchange, waiter: Waiter, actions: _Actions) -> None:
         if exchange.ticket is not None:
             self._core.cancel(exchange, time.monotonic())
         key = exchange.plan.key
@@ -787,7 +727,7 @@ class Agent:
         if cause is None:
             self._alone.add(dialling)
             return
-        waiter: _Waiter | None = cause.user.waker
+        waiter: Waiter | None = cause.user.waker
         if waiter is None or waiter.dialling is not None:
             waiter = _first_free(self._waiters.get(dialling.dial.plan.key, ()))
         if waiter is None:
@@ -856,7 +796,7 @@ class Agent:
 
     def _dial_alone(self, dialling: Dialling) -> None:
         """Carry out an attempt that nobody waits for, to its end; raises how it failed."""
-        wake_up: _WakeUp | None = None
+        wake_up: WakeUp | None = None
         try:
             wake_up = _new_wake_up(dialling.dial)
             dialling.wake = wake_up.set
@@ -974,14 +914,14 @@ def _nothing() -> None:
     """Change nothing: what was left by others is done all the same."""
 
 
-def _new_wake_up(dial: Dial) -> _WakeUp:
+def _new_wake_up(dial: Dial) -> WakeUp:
     try:
-        return _WakeUp()
+        return WakeUp()
     except OSError as error:
         raise dial.describe(error) from error
 
 
-def _first_free(waiters: Iterable[_Waiter]) -> _Waiter | None:
+def _first_free(waiters: Iterable[Waiter]) -> Waiter | None:
     """Return the waiter that has waited longest among those that do not dial."""
     return next((waiter for waiter in waiters if waiter.dialling is None), None)
 

@@ -1,0 +1,199 @@
+"""
+One socket of an `AsyncAgent`: between asyncio's transport and a `Connection`.
+
+It feeds what comes in, writes what is to be sent, and carries the connection's news over to the agent, to whose loop it
+belongs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final, cast
+
+from tlsagent._drivers.sockets import drain, peeker, read_rest
+
+if TYPE_CHECKING:
+    import socket
+
+    from tlsagent._connection import Connection
+    from tlsagent._drivers.aio import AsyncAgent
+    from tlsagent._drivers.aio_raw import Arrivals, RawTransport
+    from tlsagent._exchange import Exchange
+
+_FLUSH_GRACE: Final = 1.0
+"""Seconds a closing transport may take to hand its last bytes to a peer that does not read."""
+
+
+class SocketProtocol(asyncio.BufferedProtocol):
+    """One socket: between asyncio's transport and a `Connection`."""
+
+    def __init__(self, agent: AsyncAgent, connection: Connection, sock: socket.socket) -> None:
+        self._agent = agent
+        self._sock = sock
+        self._buffer = agent._buffer
+        self.peek = peeker(sock)
+        self.connection = connection
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.handshake: asyncio.Future[None] | None = None
+        self.tunnelling = connection.tunnelling
+        self.writable: asyncio.Future[None] | None = None
+        self.reading = True
+        self.closed = False
+        self.raw: Arrivals | RawTransport | None = None
+        connection.transport = self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.handshake = self._agent._loop.create_future()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        now = time.monotonic()
+        self.connection.receive_data(self._buffer[:nbytes], now)
+        self.advance(now)
+
+    def eof_received(self) -> bool:
+        now = time.monotonic()
+        self.connection.receive_eof(now)
+        self.advance(now)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        now = time.monotonic()
+        if self.connection.dead is None:
+            if isinstance(exc, OSError):
+                if not self._agent._proactor:
+                    read_rest(self._sock, self.connection, self._buffer, now)
+                if self.connection.dead is None:
+                    self.connection.receive_error(exc, now)
+            else:
+                self.connection.receive_eof(now)
+        self.advance(now)
+        self.resume_writing()
+        if self.closed:
+            self.connection.transport = None  # no cycle is left: TLS and buffers are freed now, not by a collection
+
+    def pause_writing(self) -> None:
+        if self.writable is None:
+            self.writable = self._agent._loop.create_future()
+        if self.raw is not None:
+            self.raw.writing_paused()
+
+    def resume_writing(self) -> None:
+        writable, self.writable = self.writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+        if self.raw is not None:
+            self.raw.writing_resumed()
+
+    def flush(self) -> None:
+        """Write what the connection has to send."""
+        data = self.connection.data_to_send()
+        if data:
+            self.transport.write(data)
+
+    def advance(self, now: float) -> None:
+        """Write, carry the connection's news over to the core, wake whoever waits for them."""
+        connection, agent = self.connection, self._agent
+        if self.handshake is None or connection.info is None or connection.dead is not None:
+            data = connection.data_to_send()
+            if data:
+                self.transport.write(data)
+        # else the end of our handshake goes with the request, which the dial is about to begin: one packet, not two.
+        exchange = connection.exchange or connection.ended
+        if connection.sessions:
+            agent._core.keep_sessions(connection, exchange)
+        if self.handshake is not None:
+            self._advance_handshake(self.handshake)
+            return
+        if self.raw is not None:
+            self._advance_raw(self.raw, now)
+        elif connection.ended is not None or connection.dead is not None:
+            agent._settle(connection, exchange, now)
+        elif exchange is not None:
+            if agent._core.watch(connection) < agent._timer_at:
+                agent._arm(now)
+            if exchange.paused:
+                self.pause_reading()
+            if exchange.nudged:
+                self._nudge(exchange)
+        if exchange is not None and exchange.waker is not None and exchange.ready:
+            wake(exchange)
+
+    def _advance_handshake(self, waiting: asyncio.Future[None]) -> None:
+        """Wake the dial at the end of the handshake, and when the tunnel is open: another deadline holds then."""
+        connection = self.connection
+        over = connection.info is not None or connection.dead is not None
+        if over or self.tunnelling != connection.tunnelling:
+            self.tunnelling = connection.tunnelling
+            if over:
+                self.handshake = None
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def _advance_raw(self, raw: Arrivals | RawTransport, now: float) -> None:
+        connection, agent = self.connection, self._agent
+        raw.advanced()
+        if connection.ended is not None:
+            agent._settle(connection, None, now)
+        if connection.dead is not None:
+            agent._shut(connection, connection.dead)
+
+    def _nudge(self, exchange: Exchange) -> None:
+        """Have whoever sends the body look again, whether it waits for a 100 (Continue) or to write."""
+        exchange.nudged = False
+        self.resume_writing()
+        wake(exchange)
+
+    def pause_reading(self) -> None:
+        """Read no more: the consumer is behind."""
+        if self.reading and not self.transport.is_closing():
+            self.reading = False
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again after the consumer caught up."""
+        if not self.reading and not self.transport.is_closing():
+            self.reading = True
+            self.transport.resume_reading()
+
+    def drain(self, now: float) -> None:
+        """Take in what the loop has not read yet; a proactor reads ahead, where nobody can look."""
+        if not self._agent._proactor:
+            drain(self._sock, self.connection, self._buffer, now)
+            if self.connection.sessions:
+                self._agent._core.keep_sessions(self.connection)
+
+    def disown(self) -> None:
+        """Close the descriptor of a transport whose loop is closed."""
+        self._sock.close()
+
+    def shut(self, connection: Connection, reason: str) -> None:
+        """Close the transport; bytes still to be sent get a moment."""
+        self.closed = True
+        if connection.dead is None:
+            connection.close(reason)
+        transport = self.transport
+        if transport is None:
+            self._sock.close()
+            return
+        if transport.is_closing():
+            return
+        self.flush()
+        self.resume_writing()
+        transport.close()
+        if transport.get_write_buffer_size():
+            if connection.error is not None:
+                transport.abort()
+            else:
+                self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
+
+
+def wake(exchange: Exchange) -> None:
+    """Wake whoever waits for an exchange."""
+    waker: asyncio.Future[None] | None = exchange.waker
+    if waker is not None and not waker.done():
+        waker.set_result(None)
