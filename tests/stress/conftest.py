@@ -34,9 +34,13 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def environment(*, measured: bool) -> dict[str, str]:
-    """Return that of an interpreter which imports what this one does; not `measured`, coverage is not to follow it."""
-    ours = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
+def environment() -> dict[str, str]:
+    """
+    Return that of an interpreter which imports what this one does.
+
+    Coverage does not follow it: it would slow the script down, be struck in its own code, and wait for itself in forks.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return {**ours, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -45,14 +49,11 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """
     Return a function that runs a script to its end and returns what it told, by `tell(name=value)`.
 
-    The script knows URL, PORT and CA of the server; `measured=False` is for one that coverage would slow down or be
-    struck in. Whatever it writes to stderr fails the test: a traceback, a
+    The script knows URL, PORT and CA of the server. Whatever it writes to stderr fails the test: a traceback, a
     warning, an exception in a finaliser.
     """
 
-    def run(
-        server: Server, script: str, *, timeout: float = 50.0, measured: bool = True, **names: Any
-    ) -> list[dict[str, Any]]:
+    def run(server: Server, script: str, *, timeout: float = 50.0, **names: Any) -> list[dict[str, Any]]:
         names = {"URL": server.url, "PORT": server.port, "CA": server.ca_pem, **names}
         head = _HEAD + "".join(f"{name} = {value!r}\n" for name, value in names.items())
         path = tmp_path / "script.py"
@@ -64,7 +65,7 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
             text=True,
             timeout=timeout,
             check=False,
-            env=environment(measured=measured),
+            env=environment(),
         )
         if done.stderr or done.returncode:
             pytest.fail(f"exit status {done.returncode}\n{done.stderr}")

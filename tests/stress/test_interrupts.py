@@ -134,7 +134,6 @@ agent.close()
 assert descriptors() == 0
 tell(struck=counts[1], finished=counts[0])
 """,
-        measured=False,
         ROUNDS=1_000,
         SEED=len(exception),
     )
@@ -186,7 +185,6 @@ check(agent, "last")
 agent.close()
 tell(struck=counts[1], served=min(served), failures=failures)
 """,
-        measured=False,
         ROUNDS=1_000,
     )
 

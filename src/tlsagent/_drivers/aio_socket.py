@@ -73,8 +73,10 @@ class SocketProtocol(asyncio.BufferedProtocol):
                 self.connection.receive_eof(now)
         self.advance(now)
         self.resume_writing()
-        if self.closed:
-            self.connection.transport = None  # no cycle is left: TLS and buffers are freed now, not by a collection
+        # No cycle is left: TLS and buffers are freed now, not by a collection. After a switch of protocols who takes
+        # over finds here what came before the end.
+        if self.closed and self.connection.stream is None:
+            self.connection.transport = None
 
     def pause_writing(self) -> None:
         if self.writable is None:
