@@ -54,6 +54,7 @@ TESTED_ELSEWHERE = {
     "testing/_asgi": "test_testing_server.py",
     "testing/_hello": "test_testing_server.py",
     "testing/_http": "test_testing_server.py",
+    "testing/_http2": "test_testing_h2.py",
     "testing/_link": "test_testing_server.py",
     "testing/_listen": "test_testing_server.py",
     "testing/_network": "test_simulation.py",

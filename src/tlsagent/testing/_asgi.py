@@ -48,6 +48,9 @@ class Responder(Protocol):
     def hold_body(self, held: bool) -> None:
         """Stop or resume reading, as the application falls behind or catches up."""
 
+    def command(self, message: Message) -> bool:
+        """Carry out a message of an extension of this floor; False if it knows none of that type."""
+
     def fail(self) -> None:
         """End the response in a way that cannot be taken for a good one."""
 
@@ -124,6 +127,11 @@ class Cycle:
         self._gone = True
         self._wake()
 
+    @property
+    def listens(self) -> bool:
+        """Whether the application waits in `receive()`."""
+        return self._waiter is not None and not self._waiter.done()
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -177,7 +185,7 @@ class Cycle:
             if self._complete:
                 self._responder.send_trailers(self._trailers)
             await self._settle()
-        else:
+        elif not self._responder.command(message):
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
 
     async def _settle(self) -> None:

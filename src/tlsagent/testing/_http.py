@@ -1,9 +1,9 @@
 """
 The HTTP/1.1 floor of the server: h11 in the server's role under ASGI cycles (RFC 9112).
 
-It decides framing, keep-alive, 100 (Continue) and what a broken request gets. The connection below is a `Link`; another
-floor (HTTP/2) satisfies `HTTPFloor` and makes its own cycles. A response whose body comes in one piece leaves in one
-write.
+It decides framing, keep-alive, 100 (Continue) and what a broken request gets. The connection below is a `Link`; the
+other floor, `_http2.py`, satisfies `HTTPFloor` as well and makes its own cycles. A response whose body comes in one
+piece leaves in one write.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from urllib.parse import unquote
 
 import h11
 
-from tlsagent.testing._asgi import Application, Cycle, Headers, Scope
+from tlsagent.testing._asgi import Application, Cycle, Headers, Message, Scope
 from tlsagent.testing.records import ConnectionEntry, Ledger, RequestEntry
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Coroutine
 
 _MAX_HEAD: Final = 65_536
@@ -49,7 +50,7 @@ class Link(Protocol):
     def abort(self) -> None:
         """End the connection as a crash would."""
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as a task that ends with the server."""
 
     async def drain(self) -> None:
@@ -64,6 +65,12 @@ class HTTPFloor(Protocol):
 
     def peer_left(self) -> None:
         """Nothing more will come, and nothing more can be sent."""
+
+    def leave(self) -> None:
+        """End the connection, telling the peer so as far as HTTP has words for it."""
+
+    def go_away(self, last_stream_id: int | None, code: int) -> None:
+        """Announce the end of the connection, and end it when the requests have ended."""
 
 
 class H1Floor:
@@ -165,6 +172,12 @@ class H1Floor:
         if self._cycle is not None:
             self._cycle.peer_left()
 
+    def leave(self) -> None:
+        self._link.close()
+
+    def go_away(self, last_stream_id: int | None, code: int) -> None:
+        """HTTP/1.1 cannot announce anything between responses: the connection stays as it is."""
+
     # --- From above: the Responder of the cycle ---
 
     def start_response(self, status: int, headers: Headers) -> None:
@@ -226,6 +239,9 @@ class H1Floor:
 
     def hold_body(self, held: bool) -> None:
         self._link.hold_reading(held)
+
+    def command(self, message: Message) -> bool:  # noqa: ARG002 - there is none in this version
+        return False
 
     def fail(self) -> None:
         if self._http.our_state is h11.SEND_RESPONSE:

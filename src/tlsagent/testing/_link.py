@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from tlsagent.testing._hello import ClientHello, first_record
 from tlsagent.testing._http import H1Floor, HTTPFloor
+from tlsagent.testing._http2 import H2Floor
 from tlsagent.testing._tls import ALERT_HANDSHAKE_FAILURE, TLSFailure, TLSFloor
 
 if TYPE_CHECKING:
@@ -144,9 +145,11 @@ class ServerConnection(asyncio.BufferedProtocol):
             client_certificate=facts.client_certificate,
             authorization_error=facts.authorization_error,
             psk_identity=facts.psk_identity,
+            protocol="h2" if facts.alpn == "h2" else "http/1.1",
         )
         self.scope = self._base_scope()
-        self._http = H1Floor(self, self._server.app)
+        app = self._server.app
+        self._http = H2Floor(self, app, self._settings) if facts.alpn == "h2" else H1Floor(self, app)
 
     def _base_scope(self) -> Scope:
         assert self._transport is not None
@@ -204,8 +207,8 @@ class ServerConnection(asyncio.BufferedProtocol):
         else:
             self._transport.resume_reading()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._server.spawn(work)
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._server.spawn(work)
 
     async def drain(self) -> None:
         if not self._drained.is_set():
@@ -232,6 +235,18 @@ class ServerConnection(asyncio.BufferedProtocol):
             self._tls.close()
             self._flush()
         self._end(linger=linger)
+
+    def leave(self) -> None:
+        """End the connection in order, with what HTTP has to say about it."""
+        if self._http is None:
+            self.close()
+        else:
+            self._http.leave()
+
+    def go_away(self, last_stream_id: int | None, code: int) -> None:
+        """Announce the end of the connection; nothing before the handshake is done, and for HTTP/1.1."""
+        if self._http is not None:
+            self._http.go_away(last_stream_id, code)
 
     def kill(self) -> None:
         """End the connection now, whatever is still to be sent."""

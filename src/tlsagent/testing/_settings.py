@@ -28,7 +28,12 @@ Version = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 RequestCert = Literal[False, True, "demand", "any"]
 
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-BESIDE_THE_CONTEXT: Final = frozenset({"stall_at", "refuse_resumption", "drop_without_close_notify"})
+BESIDE_THE_CONTEXT: Final = frozenset(
+    {
+        "drop_without_close_notify", "enable_connect_protocol", "initial_window_size", "max_concurrent_streams",
+        "refuse_resumption", "stall_at",
+    }
+)  # fmt: skip
 _IN_CONTEXT: Final = frozenset(
     {"ciphers", "client_ca", "credentials", "ecdh_curve", "max_version", "min_version", "session_id_context"}
 )
@@ -46,7 +51,7 @@ _UNDERSTOOD: Final = _FOR_OPENSSL | {
 
 
 class SettingsDict(TypedDict, total=False):
-    """The keywords of `Server` that say how it speaks TLS; `reconfigure` takes them too."""
+    """The keywords of `Server` that say how it speaks TLS and HTTP; `reconfigure` takes them too."""
 
     credentials: Credentials
     request_cert: RequestCert
@@ -64,12 +69,15 @@ class SettingsDict(TypedDict, total=False):
     drop_without_close_notify: bool
     ocsp_response: bytes | None
     psk_identity_hint: str | None
+    max_concurrent_streams: int
+    initial_window_size: int
+    enable_connect_protocol: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """
-    How a server speaks TLS.
+    How a server speaks TLS and HTTP.
 
     Attributes:
         credentials: The certificate it presents.
@@ -80,7 +88,8 @@ class ServerSettings:
         ecdh_curve: The one group the server does, or several with colons between; one that clients send no key share
             for ("secp521r1") makes it ask for a second ClientHello (RFC 8446 4.1.4). None for the library's groups.
         session_id_context: Sessions made under another one are not resumed.
-        alpn_protocols: In the server's order of preference; () for a server that does not know ALPN.
+        alpn_protocols: In the server's order of preference; () for a server that does not know ALPN. Where "h2" is
+            chosen HTTP/2 is spoken, else HTTP/1.1.
         tickets: Session tickets per TLS 1.3 handshake; None is OpenSSL's default of 2. 0 makes every handshake a full
             one, in TLS 1.2 too.
         session_ids: The server keeps the sessions itself: session ids in TLS 1.2, stateful tickets in TLS 1.3.
@@ -90,6 +99,10 @@ class ServerSettings:
         drop_without_close_notify: The server ends its connections by a bare FIN.
         ocsp_response: DER of an OCSP response, stapled for clients that ask (RFC 6066 section 8). It is not looked at.
         psk_identity_hint: Sent to clients of TLS 1.2 for them to choose a key by; only beside `psk_callback`.
+        max_concurrent_streams: HTTP/2: streams per connection; those beyond are reset with REFUSED_STREAM.
+        initial_window_size: HTTP/2: bytes of a request's body that a client may send unasked. More as the application
+            reads; never any more if it is 0.
+        enable_connect_protocol: HTTP/2: whether the extended CONNECT of RFC 8441 is offered.
         options: What the user's options say that ssl cannot honour, canonical; {} for a server that runs on ssl.
     """
 
@@ -109,6 +122,9 @@ class ServerSettings:
     drop_without_close_notify: bool = False
     ocsp_response: bytes | None = None
     psk_identity_hint: str | None = None
+    max_concurrent_streams: int = 100
+    initial_window_size: int = 65_535
+    enable_connect_protocol: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +137,8 @@ class ServerSettings:
             raise OptionError(f"min_version {self.min_version} is above max_version {self.max_version}")
         if self.tickets is not None and self.tickets < 0:
             raise OptionError(f"tickets must be at least 0, not {self.tickets}")
+        _in_range("max_concurrent_streams", self.max_concurrent_streams, 2**32 - 1)
+        _in_range("initial_window_size", self.initial_window_size, 2**31 - 1)
         if self.needs_openssl and self.tickets:
             raise OptionError("tickets must be None or 0 beside options that need pyOpenSSL: it cannot count them")
         if self.psk_identity_hint is not None and "psk_callback" not in self.options:
@@ -171,6 +189,11 @@ def refuse_beside_context(options: Mapping[str, Any], keywords: SettingsDict) ->
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _in_range(name: str, value: int, highest: int) -> None:
+    if not (isinstance(value, int) and 0 <= value <= highest):
+        raise OptionError(f"{name} must be a number from 0 to {highest}, not {value!r}")
 
 
 def settings_of_options(options: ConnectionOptions | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,6 +11,10 @@ The demo routes: an ASGI 3 application without dependencies, which any ASGI serv
     /close          the server closes the connection afterwards
     /headers        the request's header fields as JSON: a list of [name, value]
     /connection     what the server knows of the connection, as JSON (tlsagent.testing.Server only)
+    /reset/N        resets the stream with error code N instead of an answer: 7 refuses it (HTTP/2 only)
+    /cut/N          resets it in the middle of the response's body (HTTP/2 only)
+    /goaway/N       answers, and sends GOAWAY with error code N: the connection takes no more (HTTP/2 only)
+    /early          answers without reading the request's body, and asks the client to stop sending it (HTTP/2 only)
     /upgrade        switches to the protocol that Upgrade names, and echoes its bytes (tlsagent.testing.Server only)
     CONNECT         opens a tunnel to wherever it is to lead, and echoes what comes (tlsagent.testing.Server only)
 """
@@ -31,6 +35,7 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _BINARY: Final = (b"content-type", b"application/octet-stream")
 _PIECE: Final = bytes(65_536)
 _LARGEST: Final = 1 << 40
+_LAST_CODE: Final = 2**32 - 1
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +173,39 @@ async def _upgrade(scope: Scope, receive: Receive, send: Send, _argument: str) -
             pass
         await _start(send, 101, (b"upgrade", protocol), (b"connection", b"upgrade"))
     while (message := await receive())["type"] == "http.request":
-        await _body(send, message["body"], more=True)
+        await _body(send, message["body"], more=message["more_body"])
+
+
+def _needs_stream(scope: Scope) -> None:
+    if "tlsagent.stream" not in (scope.get("extensions") or {}):
+        raise _BadArgument("this needs a stream of HTTP/2")
+
+
+async def _reset(scope: Scope, _receive: Receive, send: Send, argument: str) -> None:
+    code = _number(argument, 0, _LAST_CODE)
+    _needs_stream(scope)
+    await send({"type": "tlsagent.reset", "code": code})
+
+
+async def _cut(scope: Scope, _receive: Receive, send: Send, argument: str) -> None:
+    code = _number(argument, 0, _LAST_CODE)
+    _needs_stream(scope)
+    await _start(send, 200, _TEXT, (b"content-length", b"%d" % (2 * len(_HELLO))))
+    await _body(send, _HELLO, more=True)
+    await send({"type": "tlsagent.reset", "code": code})
+
+
+async def _goaway(scope: Scope, _receive: Receive, send: Send, argument: str) -> None:
+    code = _number(argument, 0, _LAST_CODE)
+    _needs_stream(scope)
+    await send({"type": "tlsagent.goaway", "code": code})
+    await _answer(send, 200, _HELLO)
+
+
+async def _early(scope: Scope, _receive: Receive, send: Send, _argument: str) -> None:
+    _needs_stream(scope)
+    await _answer(send, 200, _HELLO)
+    await send({"type": "tlsagent.reset", "code": 0})  # RFC 9113 8.1: NO_ERROR
 
 
 async def _json(send: Send, value: object) -> None:
@@ -186,5 +223,9 @@ _ROUTES: Final[dict[str, Route]] = {
     "close": _close,
     "headers": _headers,
     "connection": _connection,
+    "reset": _reset,
+    "cut": _cut,
+    "goaway": _goaway,
+    "early": _early,
     "upgrade": _upgrade,
 }

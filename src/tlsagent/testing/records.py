@@ -30,10 +30,13 @@ class RequestRecord:
     One request as it arrived.
 
     Attributes:
-        headers: In order, repeats kept, spelt as they were sent.
+        target: As it was sent; in HTTP/2 :path, or :authority without one.
+        headers: In order, repeats kept, spelt as they were sent; in HTTP/2 with the pseudo-header fields.
         body: The first 64 KiB; `body_length` counts all of it.
-        trailers: The fields after a chunked body.
+        trailers: The fields after the body.
         complete: Whether the end of the request was seen.
+        stream_id: The stream of HTTP/2; None in HTTP/1.1.
+        reset_code: The error code of the RST_STREAM by which the client ended it; None if it did not.
     """
 
     method: str
@@ -43,6 +46,8 @@ class RequestRecord:
     body_length: int
     trailers: tuple[tuple[str, str], ...]
     complete: bool
+    stream_id: int | None
+    reset_code: int | None
 
     def header(self, name: str) -> str | None:
         """Return the value of a header, repeats joined by a comma; None if it was not sent."""
@@ -64,6 +69,8 @@ class ConnectionRecord:
             was asked for, and of a missing one on resumption.
         psk_identity: Who the client said to be whose pre-shared key was taken; None if none was, and on resumption.
         handshake_error: Why the handshake failed, in OpenSSL's words.
+        protocol: The HTTP that is spoken: "h2" or "http/1.1".
+        goaway_code: The error code of the client's last GOAWAY; None if it sent none.
         request_count: All requests, also those no longer kept in `requests`.
         closed_by: How it ended: the peer's close_notify, an EOF without one, a reset, or the server; None while open.
         opened_at, closed_at: Seconds since the epoch.
@@ -82,6 +89,8 @@ class ConnectionRecord:
     authorization_error: str | None
     psk_identity: str | None
     handshake_error: str | None
+    protocol: str | None
+    goaway_code: int | None
     requests: tuple[RequestRecord, ...]
     request_count: int
     closed_by: ClosedBy | None
@@ -102,9 +111,19 @@ class ServerStats:
 class RequestEntry:
     """The running account of one request. Written by the loop alone, under the ledger's lock."""
 
-    __slots__ = ("body", "body_length", "complete", "headers", "method", "target", "trailers")
+    __slots__ = (
+        "body",
+        "body_length",
+        "complete",
+        "headers",
+        "method",
+        "reset_code",
+        "stream_id",
+        "target",
+        "trailers",
+    )
 
-    def __init__(self, method: bytes, target: bytes, headers: RawHeaders) -> None:
+    def __init__(self, method: bytes, target: bytes, headers: RawHeaders, stream_id: int | None = None) -> None:
         self.method = method
         self.target = target
         self.headers = headers  # decoded when somebody looks
@@ -112,6 +131,8 @@ class RequestEntry:
         self.body = b""
         self.body_length = 0
         self.complete = False
+        self.stream_id = stream_id
+        self.reset_code: int | None = None
 
     def snapshot(self) -> RequestRecord:
         return RequestRecord(
@@ -122,6 +143,8 @@ class RequestEntry:
             body_length=self.body_length,
             trailers=_decoded(self.trailers),
             complete=self.complete,
+            stream_id=self.stream_id,
+            reset_code=self.reset_code,
         )
 
 
@@ -136,9 +159,11 @@ class ConnectionEntry:
         "client_hello",
         "closed_at",
         "closed_by",
+        "goaway_code",
         "handshake_error",
         "id",
         "opened_at",
+        "protocol",
         "psk_identity",
         "request_count",
         "requests",
@@ -161,6 +186,8 @@ class ConnectionEntry:
         self.authorization_error: str | None = None
         self.psk_identity: str | None = None
         self.handshake_error: str | None = None
+        self.protocol: str | None = None
+        self.goaway_code: int | None = None
         self.requests: deque[RequestEntry] = deque(maxlen=limit)
         self.request_count = 0
         self.closed_by: ClosedBy | None = None
@@ -216,9 +243,10 @@ class Ledger:
         client_certificate: bytes | None,
         authorization_error: str | None,
         psk_identity: str | None,
+        protocol: str,
     ) -> None:
         with self._lock:
-            entry.version, entry.cipher, entry.alpn = version, cipher, alpn
+            entry.version, entry.cipher, entry.alpn, entry.protocol = version, cipher, alpn, protocol
             entry.session_reused, entry.client_certificate = session_reused, client_certificate
             entry.authorization_error, entry.psk_identity = authorization_error, psk_identity
             self._resumed += session_reused
@@ -251,6 +279,16 @@ class Ledger:
             request.complete = True
         if self._listeners:
             self._tell()
+
+    def request_reset(self, request: RequestEntry, code: int) -> None:
+        with self._lock:
+            request.reset_code = code
+        self._tell()
+
+    def went_away(self, entry: ConnectionEntry, code: int) -> None:
+        with self._lock:
+            entry.goaway_code = code
+        self._tell()
 
     def closed(self, entry: ConnectionEntry, closed_by: ClosedBy) -> None:
         with self._lock:

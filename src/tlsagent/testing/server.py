@@ -8,7 +8,8 @@ An HTTPS server to embed: for the demo, this project's tests and yours.
 `AsyncServer` lives in the caller's loop, `Server` in a daemon thread with a loop of its own; both present a throw-away
 certificate that `server.ca_pem` vouches for, serve an ASGI 3 application (the demo routes by default) and keep records
 of what they saw. Faults are settings: a server that stalls in the handshake, that drops connections without
-close_notify, that forgets its tickets. For a peer that breaks HTTP itself, byte by byte, see `RawServer`.
+close_notify, that forgets its tickets, that refuses streams (the demo routes reset them). For a peer that breaks HTTP
+itself, byte by byte, see `RawServer`.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class AsyncServer:
         port: 0 takes a free one.
         authority: Issues the certificate; by default one that is made once per process.
         record_limit: Connections, and requests per connection, of which records are kept. Totals count on.
-        settings: How it speaks TLS; see `ServerSettings`. They win over `options`.
+        settings: How it speaks TLS and HTTP; see `ServerSettings`. They win over `options`. HTTP/2 is spoken with
+            clients that want it where `alpn_protocols` has "h2": `Server(alpn_protocols=("h2", "http/1.1"))`.
     """
 
     def __init__(
@@ -230,9 +232,9 @@ class AsyncServer:
         """
         Change settings for the connections to come.
 
-        Sessions are forgotten too, unless nothing changes but `stall_at`, `refuse_resumption` and
-        `drop_without_close_notify`; or `session_id_context`, on a server that began with one: then it may show that it
-        resumes none of another's.
+        Sessions are forgotten too, unless nothing changes but `stall_at`, `refuse_resumption`,
+        `drop_without_close_notify` and what is about HTTP/2; or `session_id_context`, on a server that began with one:
+        then it may show that it resumes none of another's.
         """
         refuse_beside_context(self.settings.options, settings)
         self.settings = dataclasses.replace(self.settings, **settings)
@@ -247,19 +249,36 @@ class AsyncServer:
         End all open connections.
 
         Args:
-            how: "close_notify", "eof" (a FIN without it) or "reset"; by default what the settings say.
+            how: "close_notify", "eof" (a FIN without it) or "reset", without a GOAWAY in HTTP/2; by default what the
+                settings say, after a GOAWAY.
         """
         for link in tuple(self.links):
             if how is None:
-                link.close()
+                link.leave()
             else:
                 link.end(how)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def go_away(self, last_stream_id: int | None = None, code: int = 0) -> None:
+        """
+        Send GOAWAY on all open connections of HTTP/2 (RFC 9113 6.8); each is closed once its streams have ended.
+
+        Without arguments gracefully, in two steps: the first GOAWAY only warns, the second names the last stream and
+        leaves when the client has answered the first.
+
+        Args:
+            last_stream_id: Streams above it are dropped without a word, and new ones ignored; by default the last one
+                that was served.
+            code: The error code, 0 for none (RFC 9113 section 7).
+        """
+        for link in tuple(self.links):
+            link.go_away(last_stream_id, code)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run an application's work as a task that ends with the server."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class Server:
@@ -391,6 +410,10 @@ class Server:
     def reconfigure(self, **settings: Unpack[SettingsDict]) -> None:
         """Change settings for the connections to come; see `AsyncServer.reconfigure`."""
         self._in_loop(lambda: self._inner.reconfigure(**settings))
+
+    def go_away(self, last_stream_id: int | None = None, code: int = 0) -> None:
+        """Send GOAWAY on all open connections of HTTP/2; see `AsyncServer.go_away`."""
+        self._in_loop(lambda: self._inner.go_away(last_stream_id, code))
 
     def close_connections(self, how: How | None = None) -> None:
         """End all open connections: "close_notify", "eof" (a FIN without it), "reset"; None: what the settings say."""
