@@ -61,6 +61,7 @@ TESTED_ELSEWHERE = {
     "testing/_peer": "test_simulation.py",
     "testing/_settings": "test_testing_server.py",
     "testing/_tls": "test_testing_server.py",
+    "testing/frames": "test_testing_h2.py",
     "testing/records": "test_testing_server.py",
 }
 

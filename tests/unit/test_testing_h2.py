@@ -1,5 +1,5 @@
 """
-The HTTP/2 of the embedded server. Clients: h2 in the client's role over ssl, Node, curl.
+The HTTP/2 of the embedded server and of the scripted peer. Clients: h2 in the client's role over ssl, Node, curl.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from h2.settings import SettingCodes
 from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
+    HeadersFrame,
     PingFrame,
+    RstStreamFrame,
     SettingsFrame,
+    WindowUpdateFrame,
 )
 
 from tlsagent.errors import OptionError
-from tlsagent.testing import AsyncServer, Server
+from tlsagent.testing import AsyncServer, FramePeer, PeerGone, RawServer, Server
 
 H2 = ("h2", "http/1.1")
 LAST = 2**31 - 1
@@ -1039,3 +1042,93 @@ def test_curl_gets_along(server, tmp_path):
 
     assert done.stdout.split("\n")[:2] == ["2 500000"] * 2, done.stdout + done.stderr
     assert server.connections[-1].request_count == 2
+
+
+# --- The scripted peer -----------------------------------------------------------------------------------------
+
+
+def test_a_script_answers_frame_by_frame():
+    """The script sees the request with its fields, and decides every frame of the answer."""
+    requests = []
+
+    def handler(raw):
+        peer = FramePeer(raw)
+        peer.greet({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        request = peer.recv_request()
+        requests.append(request)
+        peer.respond(request.stream_id, b"whole", headers=[("x-a", "1")])
+        second = peer.recv_request()
+        peer.send(peer.headers(second.stream_id, (":status", "200")), DataFrame(second.stream_id, b"hal"))
+        peer.send(RstStreamFrame(second.stream_id, error_code=2))
+        peer.recv(GoAwayFrame)
+
+    with RawServer(handler, alpn_protocols=("h2",)) as server, Client(server) as client:
+        client.ready()
+        whole = client.ask("/a")
+        half = client.ask("/b")
+        client.h2.close_connection()
+        client.flush()
+        client.read_to_end()
+
+    assert (whole.status, whole.headers, whole.body) == (200, {"x-a": "1"}, b"whole")
+    assert (half.body, half.reset) == (b"hal", 2)
+    [request] = requests
+    assert (request.stream_id, request.ended, request.header(":path")) == (1, True, "/a")
+    assert request.header("x-none") is None
+
+
+def test_a_script_reads_field_sections_in_pieces():
+    """A request in HEADERS and CONTINUATION is one request; so is its body frame by frame."""
+    seen = []
+
+    def handler(raw):
+        peer = FramePeer(raw)
+        peer.greet()
+        seen.append(peer.recv_request())
+        seen.append(peer.recv(DataFrame).data)
+        assert peer.recv_frame().type == WindowUpdateFrame.type
+        peer.respond(1, status=204)
+
+    with RawServer(handler, alpn_protocols=("h2",)) as server, Client(server) as client:
+        client.ready()
+        number = client.open("/long", "POST", *((f"x-{i}", "v" * 200) for i in range(200)), end=False)
+        client.send(number, b"data")
+        client.h2.increment_flow_control_window(5)
+        client.flush()
+        assert client.finish(number)[0].status == 204
+
+    assert (len(seen[0].headers), seen[0].ended, seen[1]) == (204, False, b"data")
+
+
+def test_a_client_that_leaves_ends_the_script():
+    """Waiting for a frame that never comes ends with the connection; a client without the preface is a failure."""
+    ended = []
+
+    def handler(raw):
+        peer = FramePeer(raw)
+        peer.greet()
+        try:
+            peer.recv(HeadersFrame)
+        except PeerGone as exc:
+            ended.append(str(exc))
+            raise
+
+    with RawServer(handler, alpn_protocols=("h2",)) as server:
+        with Client(server) as client:
+            client.ready()
+        server.join()
+    assert "the client left" in ended[0]
+
+
+def test_a_script_meets_a_client_without_preface():
+    """A client that speaks no HTTP/2 is a failure of the script, which comes up at the end."""
+    server = RawServer(lambda raw: FramePeer(raw).greet(), alpn_protocols=("h2",)).__enter__()
+    context = ssl.create_default_context(cadata=server.ca_pem.decode())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as tcp:
+        tls = context.wrap_socket(tcp, server_hostname="localhost")
+        tls.sendall(b"GET / HTTP/1.1\r\nHost: there.test\r\n\r\n")
+        server.join()
+        tls.close()
+
+    with pytest.raises(AssertionError, match="no preface"):
+        server.__exit__(None, None, None)

@@ -9,7 +9,7 @@ An HTTPS server to embed: for the demo, this project's tests and yours.
 certificate that `server.ca_pem` vouches for, serve an ASGI 3 application (the demo routes by default) and keep records
 of what they saw. Faults are settings: a server that stalls in the handshake, that drops connections without
 close_notify, that forgets its tickets, that refuses streams (the demo routes reset them). For a peer that breaks HTTP
-itself, byte by byte, see `RawServer`.
+itself, byte by byte or frame by frame, see `RawServer`.
 """
 
 from __future__ import annotations
