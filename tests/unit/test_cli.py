@@ -35,6 +35,14 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heeded():
+    """Let Ctrl-C end the commands, also where the tests run in the background of a shell, whose children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def serving(*arguments: str):
     """Run `python -m tlsagent serve --json` in a process of its own; gives the process and what it printed."""
