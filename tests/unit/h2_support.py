@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import hpack
-import pytest
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -24,8 +21,7 @@ from tlsagent._options import Http2Options
 from tlsagent.errors import RemoteProtocolError
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-NGH2 = pytest.mark.skipif(importlib.util.find_spec("ngh2") is None, reason="ngh2 is in the extra `speed`")
-ENGINES = ["h2", pytest.param("ngh2", marks=NGH2)]
+ENGINES = ["h2", "ngh2"]
 OK = [(":status", "200")]
 
 
@@ -214,7 +210,6 @@ def frames_of(out: bytes) -> list[Frame]:
 
 __all__ = [
     "ENGINES",
-    "NGH2",
     "OK",
     "Client",
     "ConnectionRecorder",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httptools
 import pytest
-from h2_support import ENGINES, NGH2
+from h2_support import ENGINES
 
 from tlsagent import Agent
 from tlsagent._http.engines import HTTPTOOLS_VERSIONS, NGH2_VERSIONS, http1_engine, http2_engine
@@ -129,7 +129,6 @@ def test_auto_is_h2_where_ngh2_is_missing(monkeypatch):
 NGH2_OLDEST, NGH2_BEYOND = (".".join(map(str, version)) for version in NGH2_VERSIONS)
 
 
-@NGH2
 @pytest.mark.parametrize("version", [NGH2_OLDEST, "0.3.0", "0.3.9"])
 def test_tested_ngh2_is_taken(monkeypatch, version):
     """Every version of the range will do."""
@@ -138,7 +137,6 @@ def test_tested_ngh2_is_taken(monkeypatch, version):
     assert http2_engine("auto")(Http2Options()).name == "ngh2"
 
 
-@NGH2
 @pytest.mark.parametrize("version", ["0.2.9", NGH2_BEYOND, NGH2_BEYOND + ".0rc1", "1.0", "unknown"])
 def test_untested_ngh2_is_not_taken(monkeypatch, version):
     """Outside of the range "auto" is h2, and asking by name is an option error that shows the version."""

@@ -13,7 +13,6 @@ import random
 import hpack
 import pytest
 from h2_support import (
-    NGH2,
     Client,
     ContinuationFrame,
     GoAwayFrame,
@@ -30,8 +29,6 @@ from h2_support import (
 from tlsagent._http.h2 import ErrorCode
 from tlsagent._http.messages import RequestHead
 from tlsagent.errors import RemoteProtocolError
-
-pytestmark = NGH2
 
 SEED = int(os.environ.get("TLSAGENT_SEED") or random.randrange(2**32))
 ROUNDS = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from h2_support import (
-    NGH2,
     OK,
     Client,
     DataFrame,
@@ -18,8 +17,6 @@ from h2_support import (
 )
 
 from tlsagent.errors import ConnectionLost
-
-pytestmark = NGH2
 
 
 @pytest.fixture
