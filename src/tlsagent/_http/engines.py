@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from tlsagent.errors import OptionError, quoted
 
@@ -291,6 +291,7 @@ class HTTP2Engine(Protocol):
 
 HTTP1Factory = Callable[["Http1Options"], HTTP1Engine]
 HTTP2Factory = Callable[["Http2Options"], HTTP2Engine]
+_F = TypeVar("_F")
 
 HTTPTOOLS_VERSIONS: Final = ((0, 6, 4), (0, 10))
 """The httptools that this release was tested with: from the first version on, below the second."""
@@ -309,17 +310,7 @@ def http1_engine(name: str) -> HTTP1Factory:
     Raises:
         OptionError: There is no such engine, or it is not installed, or not in a version that was tested.
     """
-    if name == "auto":
-        try:
-            return _httptools()
-        except OptionError:
-            return _h11()
-    engine = _ENGINES.get(name)
-    if engine is None:
-        raise OptionError(
-            f'there is no HTTP/1.1 engine {quoted(str(name))}: take "auto", "h11" or "httptools" for http1_engine'
-        )
-    return engine()
+    return _chosen("HTTP/1.1", "http1_engine", name, {"h11": _h11, "httptools": _httptools}, fast="httptools")
 
 
 def http2_engine(name: str) -> HTTP2Factory:
@@ -332,17 +323,22 @@ def http2_engine(name: str) -> HTTP2Factory:
     Raises:
         OptionError: There is no such engine, or it is not installed, or not in a version that was tested.
     """
+    return _chosen("HTTP/2", "http2_engine", name, {"h2": _h2, "ngh2": _ngh2}, fast="ngh2")
+
+
+def _chosen(protocol: str, option: str, name: str, engines: dict[str, Callable[[], _F]], *, fast: str) -> _F:
+    """Return what makes the engine of a name; "auto" is the fast one of two where that can be used."""
+    always, _ = engines
     if name == "auto":
         try:
-            return _ngh2()
+            return engines[fast]()
         except OptionError:
-            return _h2()
-    engine = _HTTP2_ENGINES.get(name)
-    if engine is None:
+            return engines[always]()
+    if name not in engines:
         raise OptionError(
-            f'there is no HTTP/2 engine {quoted(str(name))}: take "auto", "h2" or "ngh2" for http2_engine'
+            f'there is no {protocol} engine {quoted(str(name))}: take "auto", "{always}" or "{fast}" for {option}'
         )
-    return engine()
+    return engines[name]()
 
 
 def _h11() -> HTTP1Factory:
@@ -393,7 +389,3 @@ def _unusable(protocol: str, name: str, why: str, install: str) -> OptionError:
     return OptionError(
         f"the {protocol} engine {name} cannot be used ({why}): run pip install {install}", code="ERR_TLSAGENT_NO_ENGINE"
     )
-
-
-_ENGINES: Final[dict[str, Callable[[], HTTP1Factory]]] = {"h11": _h11, "httptools": _httptools}
-_HTTP2_ENGINES: Final[dict[str, Callable[[], HTTP2Factory]]] = {"h2": _h2, "ngh2": _ngh2}
