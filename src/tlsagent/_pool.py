@@ -9,16 +9,33 @@ with `effects()` and carries out in their order.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from tlsagent._deadlines import Deadlines, Timer
+from tlsagent._pool_records import (
+    Attempt,
+    Bucket,
+    C,
+    Close,
+    Connect,
+    Counts,
+    Effect,
+    Grant,
+    Lease,
+    Queue,
+    Refuse,
+    Slot,
+    Tally,
+    Ticket,
+)
 from tlsagent.errors import AgentClosed, PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+__all__ = ["Attempt", "Close", "Connect", "Counts", "Effect", "Grant", "Lease", "Pool", "Refuse", "Ticket"]
 
 # Theory of operation
 #
@@ -41,174 +58,6 @@ if TYPE_CHECKING:
 #   3. a bucket without connections, attempts and tickets does not exist.
 #
 # 1 and 2 are why `acquire` may take an idle connection without a look at who else waits.
-#
-# OrderedDict rather than dict throughout: "the oldest" of a dict whose front has been deleted is a walk over the holes.
-
-C = TypeVar("C")
-
-
-class Lease(Generic[C]):
-    """
-    The right to use a connection for one exchange. Must be released exactly once, also after `connection_lost`.
-
-    Attributes:
-        connection: The connection.
-        key: Its key.
-        reused: Whether it has served an exchange before.
-        from_idle: Whether it lay idle before.
-        may_be_stale: Whether it is older than the request, so that the peer may have closed it meanwhile: look first.
-        user: Whom it was made for, as `acquire` was told. The pool does not look at it.
-    """
-
-    __slots__ = ("_slot", "connection", "from_idle", "key", "may_be_stale", "reused", "user")
-
-    def __init__(self, slot: _Slot[C], from_idle: bool, user: Any) -> None:
-        self._slot = slot
-        self.connection = slot.connection
-        self.key = slot.bucket.key
-        self.reused = slot.served
-        self.from_idle = from_idle
-        self.may_be_stale = from_idle or slot.served
-        self.user = user
-
-    def __repr__(self) -> str:
-        return f"<Lease {self.connection!r} reused={self.reused} from_idle={self.from_idle}>"
-
-
-class Ticket(Generic[C]):
-    """
-    A place in the queue. Ends with `Grant`, `Refuse` or `Pool.cancel`.
-
-    Attributes:
-        key: The key waited for.
-        deadline: When the pool refuses it, unless it is covered by then; None waits for ever.
-        fresh: Whether only a newly made connection will do.
-        granted: The lease, once there is one.
-        covered: Whether a connect attempt was made on its behalf.
-        user: Whom it was made for, as `acquire` was told. The pool does not look at it.
-    """
-
-    __slots__ = ("_bucket", "_order", "_timer", "covered", "deadline", "fresh", "granted", "key", "user")
-
-    def __init__(self, bucket: _Bucket[C], order: int, deadline: float | None, fresh: bool, user: Any) -> None:
-        self.key = bucket.key
-        self.deadline = deadline
-        self.fresh = fresh
-        self.granted: Lease[C] | None = None
-        self.covered = False
-        self.user: Any = user
-        self._bucket: _Bucket[C] | None = bucket  # None once it has left the queue
-        self._order = order
-        self._timer: Timer[Ticket[C]] = Timer(self)
-
-    def __repr__(self) -> str:
-        return f"<Ticket {self._order} covered={self.covered} fresh={self.fresh}>"
-
-
-class Attempt(Generic[C]):
-    """
-    A connection in the making. Ends with `Pool.connected` or `Pool.connect_failed`, whoever is still waiting for it.
-
-    Attributes:
-        key: The key it is made for.
-        cause: The ticket it covers: the dial takes its timeouts. None for `preconnect`.
-        user: Free for the driver. The pool does not look at it.
-    """
-
-    __slots__ = ("_bucket", "cause", "key", "user")
-
-    def __init__(self, bucket: _Bucket[C], cause: Ticket[C] | None) -> None:
-        self.key = bucket.key
-        self.cause = cause
-        self.user: Any = None
-        self._bucket: _Bucket[C] | None = bucket  # None once it has ended
-
-    def __repr__(self) -> str:
-        return f"<Attempt for {self.cause!r}>"
-
-
-class Effect:
-    """Something the driver must do. Two effects are equal if they ask for the same."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def _fields(self) -> tuple[object, ...]:
-        return tuple(getattr(self, name) for name in self.__slots__)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and isinstance(other, Effect) and self._fields() == other._fields()
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._fields()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self._fields()))})"
-
-
-class Connect(Effect, Generic[C]):
-    """Make a connection for `key`, then report on `attempt`."""
-
-    __slots__ = ("key", "attempt")  # noqa: RUF023  the order of the arguments
-
-    def __init__(self, key: Hashable, attempt: Attempt[C]) -> None:
-        self.key = key
-        self.attempt = attempt
-
-
-class Grant(Effect, Generic[C]):
-    """Give `lease` to whoever waits on `ticket`."""
-
-    __slots__ = ("ticket", "lease")  # noqa: RUF023
-
-    def __init__(self, ticket: Ticket[C], lease: Lease[C]) -> None:
-        self.ticket = ticket
-        self.lease = lease
-
-
-class Refuse(Effect, Generic[C]):
-    """Raise `error` to whoever waits on `ticket`."""
-
-    __slots__ = ("ticket", "error")  # noqa: RUF023
-
-    def __init__(self, ticket: Ticket[C], error: BaseException) -> None:
-        self.ticket = ticket
-        self.error = error
-
-
-class Close(Effect, Generic[C]):
-    """Close `connection`: it is no longer of the pool. Comes exactly once for each connection, lost ones included."""
-
-    __slots__ = ("connection", "reason")
-
-    def __init__(self, connection: C, reason: str) -> None:
-        self.connection = connection
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """
-    A snapshot of one key or of the whole pool. Counts since the key was last forgotten, or since the pool was made.
-
-    Attributes:
-        active: Connections that are leased.
-        idle: Connections that are free.
-        dialling: Connect attempts.
-        waiting: Tickets in the queue.
-        opened: Connections made.
-        closed: Connections closed, by reason.
-        requests: Leases given out.
-        reused: Those of them whose connection had served before.
-    """
-
-    active: int
-    idle: int
-    dialling: int
-    waiting: int
-    opened: int
-    closed: dict[str, int]
-    requests: int
-    reused: int
 
 
 class Pool(Generic[C]):
@@ -244,17 +93,17 @@ class Pool(Generic[C]):
         self._take_last = scheduling == "lifo"
         self._free_socket_timeout = inf if free_socket_timeout is None else free_socket_timeout
         self._closed = False
-        self._buckets: dict[Hashable, _Bucket[C]] = {}
-        self._slots: dict[C, _Slot[C]] = {}  # every connection, by itself
-        self._idle: OrderedDict[_Slot[C], None] = OrderedDict()  # of all keys, in order of release
-        self._expiries: Deadlines[_Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
-        self._wanting: Deadlines[_Bucket[C]] = Deadlines()  # ordered by ticket, not by time
+        self._buckets: dict[Hashable, Bucket[C]] = {}
+        self._slots: dict[C, Slot[C]] = {}  # every connection, by itself
+        self._idle: OrderedDict[Slot[C], None] = OrderedDict()  # of all keys, in order of release
+        self._expiries: Deadlines[Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
+        self._wanting: Deadlines[Bucket[C]] = Deadlines()  # ordered by ticket, not by time
         self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
         self._effects: list[Effect] = []
         self._tickets = 0  # ever made: their order of arrival
         self._attempts = 0
         self._waiting = 0
-        self._tally = _Tally()
+        self._tally = Tally()
 
     # -- What drivers ask for
 
@@ -358,7 +207,7 @@ class Pool(Generic[C]):
     def connected(self, attempt: Attempt[C], connection: C, now: float) -> None:
         """An attempt succeeded: serve the oldest ticket of its key, or lie idle."""
         bucket = self._end(attempt)
-        slot = _Slot(connection, bucket)
+        slot = Slot(connection, bucket)
         self._slots[connection] = slot
         bucket.connections += 1
         bucket.tally.opened += 1
@@ -487,8 +336,8 @@ class Pool(Generic[C]):
             self._settle(bucket)
 
     def _mend_slots(
-        self, slots: list[_Slot[C]], idle: OrderedDict[_Slot[C], None], held: Callable[[Lease[C]], bool]
-    ) -> list[_Slot[C]]:
+        self, slots: list[Slot[C]], idle: OrderedDict[Slot[C], None], held: Callable[[Lease[C]], bool]
+    ) -> list[Slot[C]]:
         """Put the connections where they belong again and return those that belong nowhere."""
         for slot in slots:
             slot.bucket, slot.timer = self._bucket(slot.bucket.key), Timer(slot)
@@ -539,7 +388,7 @@ class Pool(Generic[C]):
             return self._tally.counts(len(self._slots), len(self._idle), self._attempts, self._waiting)
         bucket = self._buckets.get(key)
         if bucket is None:
-            return _Tally().counts(0, 0, 0, 0)
+            return Tally().counts(0, 0, 0, 0)
         return bucket.tally.counts(bucket.connections, len(bucket.idle), bucket.attempts, bucket.queue.length)
 
     def keys(self) -> list[Hashable]:
@@ -548,7 +397,7 @@ class Pool(Generic[C]):
 
     # -- Connections
 
-    def _lease(self, slot: _Slot[C], from_idle: bool, user: Any) -> Lease[C]:
+    def _lease(self, slot: Slot[C], from_idle: bool, user: Any) -> Lease[C]:
         lease = slot.lease = Lease(slot, from_idle, user)
         slot.bucket.tally.requests += 1
         self._tally.requests += 1
@@ -558,7 +407,7 @@ class Pool(Generic[C]):
             self._tally.first += 1
         return lease
 
-    def _take_idle(self, bucket: _Bucket[C], now: float) -> _Slot[C] | None:
+    def _take_idle(self, bucket: Bucket[C], now: float) -> Slot[C] | None:
         """Remove and return an idle connection; close the expired ones met on the way."""
         while bucket.idle:
             slot = bucket.idle.popitem(self._take_last)[0]
@@ -569,7 +418,7 @@ class Pool(Generic[C]):
             self._forget_unused(bucket)
         return None
 
-    def _hand_over(self, slot: _Slot[C], now: float) -> None:
+    def _hand_over(self, slot: Slot[C], now: float) -> None:
         """Give a freed connection to the oldest ticket that can take it, unless an older one needs its place."""
         ticket = slot.bucket.queue.oldest_ordinary()
         if ticket is None:
@@ -582,7 +431,7 @@ class Pool(Generic[C]):
         else:
             self._grant(ticket, slot)
 
-    def _outranked(self, ticket: Ticket[C], bucket: _Bucket[C]) -> bool:
+    def _outranked(self, ticket: Ticket[C], bucket: Bucket[C]) -> bool:
         """Return whether an older ticket waits for a place: of another key, or a fresh one of this key."""
         queue = bucket.queue
         blocked = queue.oldest_uncovered() if queue.length > bucket.attempts else None
@@ -592,7 +441,7 @@ class Pool(Generic[C]):
         blocked = None if wanting is None else wanting.queue.oldest_uncovered()
         return blocked is not None and blocked._order < ticket._order
 
-    def _park(self, slot: _Slot[C], now: float) -> None:
+    def _park(self, slot: Slot[C], now: float) -> None:
         bucket = slot.bucket
         idle_for = self._free_socket_timeout
         if slot.idle_for < idle_for:
@@ -607,7 +456,7 @@ class Pool(Generic[C]):
         if self._expiries.due(now) and self._expire_oldest(now):
             self._expire_oldest(now)
 
-    def _unpark(self, slot: _Slot[C]) -> None:
+    def _unpark(self, slot: Slot[C]) -> None:
         del slot.bucket.idle[slot]
         del self._idle[slot]
 
@@ -619,13 +468,13 @@ class Pool(Generic[C]):
             self._expiries.set(slot.timer, None)  # leased since: its next release arms it anew
         return False
 
-    def _evict(self, slot: _Slot[C], reason: str) -> None:
+    def _evict(self, slot: Slot[C], reason: str) -> None:
         """Close an idle connection."""
         self._unpark(slot)
         self._drop(slot, reason)
         self._forget_unused(slot.bucket)
 
-    def _drop(self, slot: _Slot[C], reason: str) -> None:
+    def _drop(self, slot: Slot[C], reason: str) -> None:
         """Close a connection that is neither idle nor any use to its lease."""
         self._expiries.discard(slot.timer)
         slot.gone = True
@@ -650,7 +499,7 @@ class Pool(Generic[C]):
         self._queue_deadlines.discard(ticket._timer)
         ticket._bucket = None
 
-    def _grant(self, ticket: Ticket[C], slot: _Slot[C]) -> None:
+    def _grant(self, ticket: Ticket[C], slot: Slot[C]) -> None:
         self._leave_queue(ticket)
         ticket.granted = self._lease(slot, False, ticket.user)
         self._effects.append(Grant(ticket, ticket.granted))
@@ -659,12 +508,12 @@ class Pool(Generic[C]):
         self._leave_queue(ticket)
         self._effects.append(Refuse(ticket, error))
 
-    def _uncover(self, queue: _Queue[C]) -> None:
+    def _uncover(self, queue: Queue[C]) -> None:
         """Put the youngest covered ticket back on its queue deadline: its attempt was abandoned."""
         ticket = queue.uncover()
         self._queue_deadlines.set(ticket._timer, ticket.deadline)
 
-    def _pool_timeout(self, bucket: _Bucket[C]) -> PoolTimeout:
+    def _pool_timeout(self, bucket: Bucket[C]) -> PoolTimeout:
         return PoolTimeout(
             f"no connection became free before the queue deadline: {bucket.connections} open and {bucket.attempts} "
             f"dialling for this key, {bucket.queue.length} waiting (limit {self._max_sockets}); {self._sockets()} in "
@@ -673,14 +522,14 @@ class Pool(Generic[C]):
         )
 
     @staticmethod
-    def _require_bucket(ticket: Ticket[C]) -> _Bucket[C]:
+    def _require_bucket(ticket: Ticket[C]) -> Bucket[C]:
         if ticket._bucket is None:
             raise AssertionError(f"{ticket!r} is not in the queue")
         return ticket._bucket
 
     # -- Attempts
 
-    def _settle(self, bucket: _Bucket[C]) -> None:
+    def _settle(self, bucket: Bucket[C]) -> None:
         """Restore the invariants after a change to `bucket`: dial for whoever may, forget the bucket if it is empty."""
         self._update_wanting(bucket)
         while (wanting := self._wanting.earliest()) is not None and self._make_room(wanting):
@@ -688,14 +537,14 @@ class Pool(Generic[C]):
             self._update_wanting(wanting)
         self._forget_unused(bucket)
 
-    def _update_wanting(self, bucket: _Bucket[C]) -> None:
+    def _update_wanting(self, bucket: Bucket[C]) -> None:
         wants = bucket.queue.length > bucket.attempts and (
             bucket.connections + bucket.attempts < self._max_sockets or bool(bucket.idle)
         )
         ticket = bucket.queue.oldest_uncovered() if wants else None
         self._wanting.set(bucket.timer, None if ticket is None else ticket._order)
 
-    def _make_room(self, bucket: _Bucket[C]) -> bool:
+    def _make_room(self, bucket: Bucket[C]) -> bool:
         """Make room for one attempt, closing an idle connection if need be; return False if that is impossible."""
         if bucket.connections + bucket.attempts >= self._max_sockets:
             # Its idle ones are of no use to it: only fresh tickets wait.
@@ -706,7 +555,7 @@ class Pool(Generic[C]):
             self._evict(next(iter(self._idle)), "make_room")
         return True
 
-    def _place(self, bucket: _Bucket[C], cause: Ticket[C] | None) -> Attempt[C]:
+    def _place(self, bucket: Bucket[C], cause: Ticket[C] | None) -> Attempt[C]:
         if cause is not None:
             bucket.queue.cover(cause)
             self._queue_deadlines.set(cause._timer, None)
@@ -716,7 +565,7 @@ class Pool(Generic[C]):
         self._effects.append(Connect(bucket.key, attempt))
         return attempt
 
-    def _end(self, attempt: Attempt[C]) -> _Bucket[C]:
+    def _end(self, attempt: Attempt[C]) -> Bucket[C]:
         bucket = attempt._bucket
         if bucket is None:
             raise AssertionError(f"{attempt!r} has ended before")
@@ -730,122 +579,18 @@ class Pool(Generic[C]):
     def _sockets(self) -> int:
         return len(self._slots) + self._attempts
 
-    def _bucket(self, key: Hashable) -> _Bucket[C]:
+    def _bucket(self, key: Hashable) -> Bucket[C]:
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(key)
+            bucket = self._buckets[key] = Bucket(key)
         return bucket
 
-    def _forget_unused(self, bucket: _Bucket[C]) -> None:
+    def _forget_unused(self, bucket: Bucket[C]) -> None:
         if not (bucket.connections or bucket.attempts or bucket.queue.length):
             # Twice for one bucket is possible: a later one of the same key must stay.
             if self._buckets.get(bucket.key) is bucket:
                 del self._buckets[bucket.key]
             self._wanting.discard(bucket.timer)
-
-
-class _Slot(Generic[C]):
-    """One connection of the pool."""
-
-    __slots__ = ("bucket", "connection", "expires_at", "gone", "idle_for", "lease", "served", "timer")
-
-    def __init__(self, connection: C, bucket: _Bucket[C]) -> None:
-        self.connection = connection
-        self.bucket = bucket
-        self.lease: Lease[C] | None = None  # the one that is out, even after the connection is gone
-        self.served = False
-        self.gone = False
-        self.idle_for = inf  # said at the last release
-        self.expires_at = inf  # while idle
-        self.timer: Timer[_Slot[C]] = Timer(self)
-
-
-class _Bucket(Generic[C]):
-    """All there is of one key."""
-
-    __slots__ = ("attempts", "connections", "idle", "key", "queue", "tally", "timer")
-
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
-        self.connections = 0  # leased and idle
-        self.attempts = 0
-        self.idle: OrderedDict[_Slot[C], None] = OrderedDict()  # in order of release
-        self.queue: _Queue[C] = _Queue()
-        self.tally = _Tally()
-        self.timer: Timer[_Bucket[C]] = Timer(self)  # its place among the wanting
-
-
-class _Queue(Generic[C]):
-    """
-    The tickets of one key in order of arrival. Those in `covered` are all older than those in `uncovered`.
-    """
-
-    __slots__ = ("covered", "length", "ordinary", "uncovered")
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.covered: OrderedDict[Ticket[C], None] = OrderedDict()
-        self.uncovered: OrderedDict[Ticket[C], None] = OrderedDict()
-        self.ordinary: OrderedDict[Ticket[C], None] = OrderedDict()  # those of both that are not fresh
-
-    def push(self, ticket: Ticket[C]) -> None:
-        self.length += 1
-        self.uncovered[ticket] = None
-        if not ticket.fresh:
-            self.ordinary[ticket] = None
-
-    def remove(self, ticket: Ticket[C]) -> None:
-        self.length -= 1
-        del (self.covered if ticket.covered else self.uncovered)[ticket]
-        if not ticket.fresh:
-            del self.ordinary[ticket]
-
-    def oldest(self) -> Ticket[C] | None:
-        return next(iter(self.covered or self.uncovered), None)
-
-    def oldest_ordinary(self) -> Ticket[C] | None:
-        return next(iter(self.ordinary), None)
-
-    def oldest_uncovered(self) -> Ticket[C] | None:
-        return next(iter(self.uncovered), None)
-
-    def cover(self, ticket: Ticket[C]) -> None:
-        """Cover `ticket`, the oldest uncovered one."""
-        del self.uncovered[ticket]
-        self.covered[ticket] = None
-        ticket.covered = True
-
-    def uncover(self) -> Ticket[C]:
-        """Uncover the youngest covered ticket, so that the covered ones stay the oldest."""
-        ticket = self.covered.popitem()[0]
-        self.uncovered[ticket] = None
-        self.uncovered.move_to_end(ticket, last=False)
-        ticket.covered = False
-        return ticket
-
-
-class _Tally:
-    """What was counted for one key, or for all."""
-
-    __slots__ = ("closed", "first", "opened", "requests")
-
-    def __init__(self) -> None:
-        self.opened = 0
-        self.closed: Counter[str] = Counter()
-        self.requests = 0
-        self.first = 0  # requests on a connection that had not served before
-
-    def counts(self, connections: int, idle: int, dialling: int, waiting: int) -> Counts:
-        return Counts(
-            active=connections - idle,
-            idle=idle,
-            dialling=dialling,
-            waiting=waiting,
-            opened=self.opened,
-            closed=dict(self.closed),
-            requests=self.requests,
-            reused=self.requests - self.first,
-        )
 
 
 def _agent_closed() -> AgentClosed:
