@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "Close", "Connect", "Counts", "Effect", "Grant", "Lease", "Pool", "Refuse", "Ticket"]
 
+_MAX_ANSWERS = 1_024  # keys of which the pool remembers whether their connections are shared
+
 # Theory of operation
 #
 # Each key has a bucket: its idle connections, the number of all its connections, its connect attempts and its queue of
@@ -44,20 +46,33 @@ __all__ = ["Attempt", "Close", "Connect", "Counts", "Effect", "Grant", "Lease", 
 # closed is gone at once, even while its lease is still out: the driver closes it before it dials anew, because `Close`
 # stands before `Connect` in the effects.
 #
+# A connection serves one exchange at a time, or is *shared*: then as many as its capacity says, which its peer may
+# change at any moment. While it has leases and room it is *roomy*; without leases it is idle like any other, or
+# *stalled* if its capacity is 0. A stalled one is closed like an idle one, but cannot be leased, and while there is one
+# its key dials no other: a peer that allows no exchange here would allow none there. A *draining* one takes no more
+# leases and is closed with its last.
+#
 # An attempt belongs to the pool. The ticket that caused it is merely *covered* by it: while covered, a ticket waits on
 # the dial's own timeouts in place of its queue deadline. The covered tickets are always the oldest ones of the queue,
 # and never more than there are attempts. Whichever comes first, a freed connection or a finished attempt, serves the
-# oldest ticket that can take it (a `fresh` ticket takes only the latter).
+# oldest ticket that can take it (a `fresh` ticket takes only what was made since it came).
 #
-# A bucket *wants* to dial while it has more tickets than attempts and its own limit leaves room. Wanting buckets stand
+# Where connections may be shared, one attempt is under way for all tickets (`width`), as its connection may serve them
+# all; a second one joins it after `dial_delay`. Only the tickets that caused one are covered, the others wait on their
+# queue deadlines. But it stands for all that have nothing else to wait for: they share its error. Once a connection
+# turns out to serve one exchange at a time, the rest dials side by side as for any other key.
+#
+# A bucket *wants* to dial while it is short of attempts and its own limit leaves room. Wanting buckets stand
 # in one order, by their oldest uncovered ticket, which is first come first served across keys. What holds whenever a
 # method has returned:
 #
 #   1. a bucket still wants only if the total limit is reached and no connection of any key is idle;
-#   2. an idle connection and a ticket that could take it are never in the same bucket;
+#   2. an idle or roomy connection and a ticket that could take it are never in the same bucket;
 #   3. a bucket without connections, attempts and tickets does not exist.
 #
-# 1 and 2 are why `acquire` may take an idle connection without a look at who else waits.
+# 1 and 2 are why `acquire` may take an idle connection without a look at who else waits. It may take a roomy one since
+# that costs nobody a place. Yet a connection that is never without leases would keep its place for ever: if at a
+# release an older ticket waits for a place than any that the connection could serve, it drains, unless enough do so.
 
 
 class Pool(Generic[C]):
@@ -74,6 +89,8 @@ class Pool(Generic[C]):
         max_free_sockets: Idle connections per key; the oldest of the surplus is closed. None for no limit.
         scheduling: Which idle connection is taken: "lifo" the last freed, "fifo" the first.
         free_socket_timeout: Seconds until an idle connection is closed; None for no limit.
+        dial_delay: Seconds until a second attempt joins the first of a key whose connections may be shared, if another
+            ticket waits; None for never.
     """
 
     def __init__(
@@ -85,6 +102,7 @@ class Pool(Generic[C]):
         max_free_sockets: int | None = 256,
         scheduling: Literal["lifo", "fifo"] = "lifo",
         free_socket_timeout: float | None = 60.0,
+        dial_delay: float | None = None,
     ) -> None:
         self._keep_alive = keep_alive
         self._max_sockets = inf if max_sockets is None else max_sockets
@@ -92,35 +110,52 @@ class Pool(Generic[C]):
         self._max_free_sockets = inf if max_free_sockets is None else max_free_sockets
         self._take_last = scheduling == "lifo"
         self._free_socket_timeout = inf if free_socket_timeout is None else free_socket_timeout
+        self._dial_delay = inf if dial_delay is None else dial_delay
         self._closed = False
+        self._now = 0.0  # of the last input after which somebody may dial
+        self._answers: OrderedDict[Hashable, bool] = OrderedDict()  # whether a key's last connection was shared
         self._buckets: dict[Hashable, Bucket[C]] = {}
         self._slots: dict[C, Slot[C]] = {}  # every connection, by itself
         self._idle: OrderedDict[Slot[C], None] = OrderedDict()  # of all keys, in order of release
         self._expiries: Deadlines[Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
         self._wanting: Deadlines[Bucket[C]] = Deadlines()  # ordered by ticket, not by time
         self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
+        self._delays: Deadlines[Bucket[C]] = Deadlines()  # of second attempts
         self._effects: list[Effect] = []
         self._tickets = 0  # ever made: their order of arrival
         self._attempts = 0
         self._waiting = 0
+        self._draining = 0
         self._tally = Tally()
 
     # -- What drivers ask for
 
     def acquire(
-        self, key: Hashable, now: float, *, deadline: float | None = None, fresh: bool = False, user: Any = None
+        self,
+        key: Hashable,
+        now: float,
+        *,
+        deadline: float | None = None,
+        fresh: bool = False,
+        shares: bool = False,
+        user: Any = None,
     ) -> Lease[C] | Ticket[C]:
         """
         Reserve a connection for one exchange.
 
-        Takes the idle connection chosen by `scheduling`. If there is none the caller waits on a ticket, and a connect
-        attempt may appear in `effects()`. That attempt belongs to the pool: cancelling the ticket does not cancel it.
+        Prefers a shared connection in use that has room: the one that was full the shortest time ago, so that the load
+        gathers on few and the others fall idle. Then takes the idle connection chosen by `scheduling`. If there is
+        neither the caller waits on a ticket, and a connect attempt may appear in `effects()`. That attempt belongs to
+        the pool: cancelling the ticket does not cancel it.
 
         Args:
             key: Identity of the connection.
             now: Current time.
             deadline: When to refuse the ticket with `PoolTimeout`, unless an attempt covers it by then.
-            fresh: Only a newly made connection will do (a retry after a stale one).
+            fresh: Only a connection made from now on will do (a retry after a stale one).
+            shares: Whether connections of this key may turn out to be shared, the same for all of a key: then one
+                attempt is made for all tickets, until a connection turns out not to be. That is remembered of the last
+                1,024 such keys.
             user: The driver's, for the lease or the ticket.
 
         Returns:
@@ -132,11 +167,17 @@ class Pool(Generic[C]):
         if self._closed:
             raise _agent_closed()
         bucket = self._buckets.get(key)
-        if bucket is not None and bucket.idle and not fresh:
-            slot = self._take_idle(bucket, now)
-            if slot is not None:
-                return self._lease(slot, True, user)
+        if bucket is not None and not fresh:
+            if bucket.roomy:
+                return self._lease(next(reversed(bucket.roomy)), False, user)
+            if bucket.idle:
+                slot = self._take_idle(bucket, now)
+                if slot is not None:
+                    return self._lease(slot, True, user)
+        self._now = now
         bucket = self._bucket(key)  # again: its last connection may just have expired
+        if shares and not bucket.waiting:
+            self._recall(bucket)
         ticket = Ticket(bucket, self._tickets, deadline, fresh, user)
         self._tickets += 1
         self._enqueue(ticket)
@@ -152,28 +193,57 @@ class Pool(Generic[C]):
         Args:
             lease: The lease; a second release of it is an AssertionError.
             now: Current time.
-            reusable: Whether the connection may serve again.
+            reusable: Whether the connection may serve again. If not it drains where other leases of it are out.
             reason: Why not, for the statistics.
             idle_for: Seconds it may lie idle, where that is less than `free_socket_timeout`.
         """
         slot = lease._slot
         if slot.lease is not lease:
-            raise AssertionError(f"{lease!r} was released before")
+            self._release_shared(lease, now, reusable, reason, idle_for)
+            return
         slot.lease = None
         if slot.gone:
             return
         slot.idle_for = idle_for
         bucket = slot.bucket
         if not reusable or self._closed:
+            self._now = now
             self._drop(slot, "agent_closed" if self._closed else reason)
-        elif bucket.queue.length or self._wanting.armed or not self._keep_alive:
+        elif bucket.waiting or self._wanting.armed or not self._keep_alive:
+            self._now = now
             self._hand_over(slot, now)
         else:
             self._park(slot, now)
             return
         self._settle(bucket)
 
-    def cancel(self, ticket: Ticket[C], now: float) -> Lease[C] | None:  # noqa: ARG002  every input brings the time
+    def _release_shared(self, lease: Lease[C], now: float, reusable: bool, reason: str, idle_for: float) -> None:
+        slot = lease._slot
+        leases = slot.leases
+        if leases is None or lease not in leases:
+            raise AssertionError(f"{lease!r} was released before")
+        bucket = slot.bucket
+        if not (slot.gone or (reusable and not self._closed)):
+            # Before the lease is gone: else an exception between the two would leave a spoilt connection in use.
+            self._start_draining(slot, "agent_closed" if self._closed else reason)
+        leases.remove(lease)
+        if slot.gone:
+            return
+        slot.idle_for = idle_for
+        if slot.capacity and self._keep_alive and not (bucket.waiting or self._wanting.armed):
+            if not leases:
+                bucket.roomy.pop(slot, None)
+                self._park(slot, now)
+            elif len(leases) + 1 == slot.capacity:
+                bucket.roomy[slot] = None
+            return
+        if self._must_yield(slot):
+            self._start_draining(slot, "make_room")
+        self._now = now
+        self._offer(slot, now)
+        self._settle(bucket)
+
+    def cancel(self, ticket: Ticket[C], now: float) -> Lease[C] | None:
         """
         Give up a ticket, in whatever state it is. Its attempt goes on and serves the next one.
 
@@ -183,11 +253,12 @@ class Pool(Generic[C]):
         bucket = ticket._bucket
         if bucket is None:
             return ticket.granted
+        self._now = now
         self._leave_queue(ticket)
         self._settle(bucket)
         return None
 
-    def preconnect(self, key: Hashable, now: float) -> Attempt[C] | None:  # noqa: ARG002
+    def preconnect(self, key: Hashable, now: float) -> Attempt[C] | None:
         """
         Place a connect attempt that nobody waits for, if the limits leave room without closing anything, and return it.
 
@@ -200,67 +271,143 @@ class Pool(Generic[C]):
         sockets = 0 if bucket is None else bucket.connections + bucket.attempts
         if sockets >= self._max_sockets or self._sockets() >= self._max_total_sockets:
             return None
+        self._now = now
         return self._place(self._bucket(key), None)
 
     # -- What drivers report
 
-    def connected(self, attempt: Attempt[C], connection: C, now: float) -> None:
-        """An attempt succeeded: serve the oldest ticket of its key, or lie idle."""
+    def connected(self, attempt: Attempt[C], connection: C, now: float, *, capacity: int = 1) -> None:
+        """
+        An attempt succeeded: serve the oldest tickets of its key, or lie idle.
+
+        Args:
+            attempt: The attempt.
+            connection: The connection.
+            now: Current time.
+            capacity: How many exchanges it may carry at a time. 1 leases it to one after the other; any other number
+                makes it shared, 0 until `set_capacity` tells more.
+        """
+        self._now = now
         bucket = self._end(attempt)
-        slot = Slot(connection, bucket)
+        slot = Slot(connection, bucket, self._tickets)
         self._slots[connection] = slot
         bucket.connections += 1
         bucket.tally.opened += 1
         self._tally.opened += 1
+        if bucket.width != inf or capacity != 1:
+            self._remember(bucket, capacity != 1)
         ticket = bucket.queue.oldest()
         if self._closed:
             self._drop(slot, "agent_closed")
+        elif capacity != 1:
+            slot.capacity = capacity
+            self._offer(slot, now)
+            if len(bucket.queue.covered) > bucket.attempts:  # no room for the one that waited for it
+                self._uncover(bucket.queue)
         elif ticket is not None:
             self._grant(ticket, slot)
         else:
             self._park(slot, now)
         self._settle(bucket)
 
-    def connect_failed(self, attempt: Attempt[C], error: BaseException | None, now: float) -> None:  # noqa: ARG002
+    def connect_failed(self, attempt: Attempt[C], error: BaseException | None, now: float) -> None:
         """
         An attempt failed, or was abandoned if `error` is None.
 
-        The error goes to the oldest covered ticket, unless the remaining attempts suffice for all of them.
+        The error goes to the oldest covered ticket, unless the remaining attempts suffice for all of them. Where
+        connections may be shared one remaining attempt suffices, and the last one's error goes to all tickets, unless
+        there is a connection that may yet serve them.
         """
+        self._now = now
         bucket = self._end(attempt)
         queue = bucket.queue
+        suffice = False
+        if bucket.width != inf:
+            bucket.width = 1
+            suffice = bucket.attempts > 0
+            if error is not None and not suffice and bucket.connections == bucket.draining:
+                while (ticket := queue.oldest()) is not None:
+                    self._refuse(ticket, error)
         if len(queue.covered) > bucket.attempts:
-            if error is None:
+            if error is None or suffice:
                 self._uncover(queue)
             else:
                 self._refuse(next(iter(queue.covered)), error)
         self._settle(bucket)
 
-    def connection_lost(self, connection: C, now: float, reason: str) -> None:  # noqa: ARG002
-        """A connection ended, idle or leased. Its lease is still to be released. A second report is ignored."""
+    def connection_lost(self, connection: C, now: float, reason: str) -> None:
+        """A connection ended, idle or leased. Its leases are still to be released. A second report is ignored."""
         slot = self._slots.get(connection)
         if slot is None:
             return
-        if slot.lease is None:
+        self._now = now
+        if not (slot.lease or slot.leases):
             self._unpark(slot)
         self._drop(slot, reason)
+        self._settle(slot.bucket)
+
+    def set_capacity(self, connection: C, capacity: int, now: float) -> None:
+        """
+        Tell how many exchanges a connection may carry at a time from now on, which makes it shared.
+
+        Where more are under way they go on. With 0 it takes none and is kept for a change of mind. Ignored for a
+        connection that drains or is no longer of the pool.
+        """
+        slot = self._slots.get(connection)
+        if slot is None or slot.gone or slot.draining is not None or slot.capacity == capacity:
+            return
+        self._now = now
+        if slot.leases is None:
+            self._remember(slot.bucket, True)
+        idle = slot in self._idle
+        if idle and slot.capacity and capacity:
+            slot.share()
+            slot.capacity = capacity
+            return
+        if idle:
+            self._unpark(slot)
+        slot.share()
+        slot.capacity = capacity
+        self._offer(slot, now)
+        self._settle(slot.bucket)
+
+    def drain(self, connection: C, now: float, reason: str) -> None:
+        """
+        Give no more leases of a connection, and close it when the last one is released: at once if none is out.
+
+        Ignored for a connection that drains already or is no longer of the pool.
+        """
+        slot = self._slots.get(connection)
+        if slot is None or slot.gone or slot.draining is not None:
+            return
+        self._now = now
+        if slot in self._idle:
+            self._evict(slot, reason)
+        else:
+            self._start_draining(slot, reason)
         self._settle(slot.bucket)
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` has something to do, or None."""
         queue = self._queue_deadlines.next()
         idle = self._expiries.next()
+        delay = self._delays.next() if self._delays.armed else None
+        if delay is not None:
+            queue = delay if queue is None else min(queue, delay)
         if queue is None or idle is None:
             return idle if queue is None else queue
         return min(queue, idle)
 
     def handle_timeout(self, now: float) -> None:
-        """Refuse the tickets and close the idle connections whose time has come."""
-        while self._expire_oldest(now):
-            pass
+        """Refuse the tickets, close the idle connections and make the second attempts whose time has come."""
+        self._now = now
+        self._expire(now)
         for ticket in self._queue_deadlines.expired(now):
             bucket = self._require_bucket(ticket)
             self._refuse(ticket, self._pool_timeout(bucket))
+            self._settle(bucket)
+        for bucket in self._delays.expired(now):
+            bucket.width = 2
             self._settle(bucket)
 
     def slept(self, seconds: float, now: float) -> None:
@@ -269,8 +416,8 @@ class Pool(Generic[C]):
             if slot.expires_at != inf:
                 slot.expires_at -= seconds
                 self._expiries.set(slot.timer, slot.expires_at)
-        while self._expire_oldest(now):
-            pass
+        self._now = now
+        self._expire(now)
 
     def forget(self) -> list[Ticket[C]]:
         """
@@ -301,8 +448,9 @@ class Pool(Generic[C]):
         """
         Restore every count and order after an exception, a signal's as a rule, struck in the middle of a change.
 
-        Leases and idle connections are known here; a connection that is neither, or whose lease nobody holds, is
-        closed. The rest is what the driver says: it takes time in proportion to all there is.
+        Leases and idle connections are known here. A connection that is neither, or whose lease nobody holds, is
+        closed; a shared one drains if somebody holds other leases of it. Capacities are as last told. The rest is what
+        the driver says: it takes time in proportion to all there is.
 
         Args:
             tickets: Those that somebody waits on, and that were not granted.
@@ -310,12 +458,13 @@ class Pool(Generic[C]):
             held: Whether a lease is in somebody's hands.
         """
         slots, idle, queues = list(self._slots.values()), self._idle, [b.queue for b in self._buckets.values()]
-        tallies = {key: bucket.tally for key, bucket in self._buckets.items()}
+        before = self._buckets
         refused = {effect.ticket for effect in self._effects if isinstance(effect, Refuse)}
         self._effects = [effect for effect in self._effects if not isinstance(effect, Connect)]
         self._buckets, self._idle = {}, OrderedDict()
         self._expiries, self._wanting, self._queue_deadlines = Deadlines(), Deadlines(), Deadlines()
-        self._waiting, self._attempts = 0, len(attempts)
+        self._delays = Deadlines()
+        self._waiting, self._attempts, self._draining = 0, len(attempts), 0
         for queue in queues:
             for ticket in (*queue.covered, *queue.uncovered):
                 ticket._bucket = None
@@ -326,13 +475,19 @@ class Pool(Generic[C]):
         for attempt in attempts:
             bucket = attempt._bucket = self._bucket(attempt.key)
             bucket.attempts += 1
+            bucket.dialled_at = max(bucket.dialled_at, attempt._begun_at)
             if attempt.cause is not None and (oldest := bucket.queue.oldest_uncovered()) is not None:
                 bucket.queue.cover(oldest)
                 self._queue_deadlines.set(oldest._timer, None)
+        for key, bucket in self._buckets.items():
+            if key in before:
+                bucket.tally, bucket.width = before[key].tally, before[key].width
         for slot in lost:
             self._drop(slot, "interrupted")
-        for key, bucket in list(self._buckets.items()):
-            bucket.tally = tallies.get(key, bucket.tally)
+        for slot in slots:
+            if slot.leases and not slot.gone:
+                self._offer(slot, self._now)
+        for bucket in list(self._buckets.values()):
             self._settle(bucket)
 
     def _mend_slots(
@@ -342,20 +497,39 @@ class Pool(Generic[C]):
         for slot in slots:
             slot.bucket, slot.timer = self._bucket(slot.bucket.key), Timer(slot)
             slot.bucket.connections += 1
+            if slot.leases is not None:
+                self._mend_shared(slot, held)
         for slot in idle:
-            if slot.lease is None and not slot.gone and slot.connection in self._slots:
-                slot.bucket.idle[slot] = self._idle[slot] = None
+            if not (slot.lease or slot.leases or slot.gone) and slot.connection in self._slots:
+                (slot.bucket.idle if slot.capacity else slot.bucket.stalled)[slot] = self._idle[slot] = None
                 self._expiries.set(slot.timer, None if slot.expires_at == inf else slot.expires_at)
-        return [s for s in slots if s.gone or (s not in self._idle if s.lease is None else not held(s.lease))]
+        return [
+            slot
+            for slot in slots
+            if slot.gone
+            or (slot.lease is not None and not held(slot.lease))
+            or not (slot.lease or slot.leases or slot in self._idle)
+        ]
 
-    def close_idle(self, now: float, reason: str = "close_idle") -> None:  # noqa: ARG002
+    def _mend_shared(self, slot: Slot[C], held: Callable[[Lease[C]], bool]) -> None:
+        slot.bucket.prepare()
+        leases = slot.share()
+        slot.lease, slot.leases = None, {lease for lease in leases if held(lease)}
+        reason, slot.draining = slot.draining, None
+        if reason is not None or len(slot.leases) < len(leases):
+            self._start_draining(slot, reason or "interrupted")
+
+    def close_idle(self, now: float, reason: str = "close_idle") -> None:
         """Close every idle connection."""
+        self._now = now
         while self._idle:
             self._evict(next(iter(self._idle)), reason)
+        self._dial()
 
     def close(self, now: float) -> None:
         """Refuse all tickets with `AgentClosed` and close what is idle; leased connections close when released."""
         self._closed = True
+        self._now = now
         for bucket in list(self._buckets.values()):
             while (ticket := bucket.queue.oldest()) is not None:
                 self._refuse(ticket, _agent_closed())
@@ -389,7 +563,8 @@ class Pool(Generic[C]):
         bucket = self._buckets.get(key)
         if bucket is None:
             return Tally().counts(0, 0, 0, 0)
-        return bucket.tally.counts(bucket.connections, len(bucket.idle), bucket.attempts, bucket.queue.length)
+        idle = len(bucket.idle) + len(bucket.stalled)
+        return bucket.tally.counts(bucket.connections, idle, bucket.attempts, bucket.waiting)
 
     def keys(self) -> list[Hashable]:
         """Return the keys that have a connection, an attempt or a ticket."""
@@ -398,7 +573,12 @@ class Pool(Generic[C]):
     # -- Connections
 
     def _lease(self, slot: Slot[C], from_idle: bool, user: Any) -> Lease[C]:
-        lease = slot.lease = Lease(slot, from_idle, user)
+        lease = Lease(slot, from_idle, user)
+        if slot.leases is None:
+            slot.lease = lease
+        else:
+            slot.leases.add(lease)
+            self._list_room(slot)
         slot.bucket.tally.requests += 1
         self._tally.requests += 1
         if not slot.served:
@@ -426,20 +606,66 @@ class Pool(Generic[C]):
                 self._park(slot, now)
             else:
                 self._drop(slot, "keep_alive_off")
-        elif self._outranked(ticket, slot.bucket):
+        elif self._outranked(ticket._order, slot.bucket):
             self._drop(slot, "make_room")
         else:
             self._grant(ticket, slot)
 
-    def _outranked(self, ticket: Ticket[C], bucket: Bucket[C]) -> bool:
-        """Return whether an older ticket waits for a place: of another key, or a fresh one of this key."""
-        queue = bucket.queue
-        blocked = queue.oldest_uncovered() if queue.length > bucket.attempts else None
-        if blocked is not None and blocked._order < ticket._order:
-            return True
+    def _outranked(self, order: float, bucket: Bucket[C]) -> bool:
+        """Return whether a ticket older than `order` waits for a place: of another key, or a fresh one of this key."""
+        return self._blocked_here(order, bucket) or self._blocked_elsewhere(order)
+
+    def _blocked_here(self, order: float, bucket: Bucket[C]) -> bool:
+        blocked = bucket.queue.oldest_uncovered() if bucket.short() else None
+        return blocked is not None and blocked._order < order
+
+    def _blocked_elsewhere(self, order: float) -> bool:
         wanting = self._wanting.earliest()
         blocked = None if wanting is None else wanting.queue.oldest_uncovered()
-        return blocked is not None and blocked._order < ticket._order
+        return blocked is not None and blocked._order < order
+
+    def _must_yield(self, slot: Slot[C]) -> bool:
+        """Return whether a shared connection is to end because an older ticket than it could serve needs its place."""
+        bucket = slot.bucket
+        if slot.draining is not None:
+            return False
+        ticket = bucket.queue.oldest_for(slot.born)
+        if not slot.leases:
+            return ticket is not None and self._outranked(ticket._order, bucket)
+        order = inf if ticket is None else ticket._order
+        if not bucket.draining and self._blocked_here(order, bucket):
+            return True
+        return self._draining < self._wanting.armed and self._blocked_elsewhere(order)
+
+    def _offer(self, slot: Slot[C], now: float) -> None:
+        """Grant the room of a shared connection to the oldest tickets that may take it; put it where it belongs."""
+        leases = slot.share()
+        while len(leases) < slot.capacity and (ticket := slot.bucket.queue.oldest_for(slot.born)) is not None:
+            self._grant(ticket, slot)
+        self._list_room(slot)
+        if leases:
+            return
+        if slot.draining is not None:
+            self._drop(slot, slot.draining)
+        elif self._keep_alive or not (slot.served and slot.capacity):
+            self._park(slot, now)
+        else:
+            self._drop(slot, "keep_alive_off")
+
+    def _list_room(self, slot: Slot[C]) -> None:
+        if 0 < len(slot.share()) < slot.capacity:
+            slot.bucket.roomy[slot] = None
+        else:
+            slot.bucket.roomy.pop(slot, None)
+
+    def _start_draining(self, slot: Slot[C], reason: str) -> None:
+        slot.share()
+        if slot.draining is None:
+            slot.draining = reason
+            slot.bucket.draining += 1
+            self._draining += 1
+        slot.capacity = 0
+        slot.bucket.roomy.pop(slot, None)
 
     def _park(self, slot: Slot[C], now: float) -> None:
         bucket = slot.bucket
@@ -448,17 +674,24 @@ class Pool(Generic[C]):
             idle_for = slot.idle_for
         slot.expires_at = now + idle_for
         self._expiries.set(slot.timer, None if idle_for == inf else slot.expires_at)
-        bucket.idle[slot] = None
+        (bucket.idle if slot.capacity else bucket.stalled)[slot] = None
         self._idle[slot] = None
         if len(bucket.idle) > self._max_free_sockets:
             self._evict(next(iter(bucket.idle)), "max_free_sockets")
         # Nobody watches the clock in a driver without timers: let each release bury up to two of the dead.
         if self._expiries.due(now) and self._expire_oldest(now):
             self._expire_oldest(now)
+            self._now = now
+            self._dial()
 
     def _unpark(self, slot: Slot[C]) -> None:
-        del slot.bucket.idle[slot]
+        del (slot.bucket.idle if slot.capacity else slot.bucket.stalled)[slot]
         del self._idle[slot]
+
+    def _expire(self, now: float) -> None:
+        while self._expire_oldest(now):
+            pass
+        self._dial()
 
     def _expire_oldest(self, now: float) -> bool:
         while (slot := self._expiries.earliest()) is not None and slot.expires_at <= now:
@@ -469,9 +702,11 @@ class Pool(Generic[C]):
         return False
 
     def _evict(self, slot: Slot[C], reason: str) -> None:
-        """Close an idle connection."""
+        """Close an idle connection. If it was stalled, whoever waited for it may want to dial: settle, or `_dial`."""
         self._unpark(slot)
         self._drop(slot, reason)
+        if not slot.capacity:
+            self._update_wanting(slot.bucket)
         self._forget_unused(slot.bucket)
 
     def _drop(self, slot: Slot[C], reason: str) -> None:
@@ -480,6 +715,11 @@ class Pool(Generic[C]):
         slot.gone = True
         del self._slots[slot.connection]
         slot.bucket.connections -= 1
+        if slot.leases is not None:
+            slot.bucket.roomy.pop(slot, None)
+            if slot.draining is not None:
+                slot.bucket.draining -= 1
+                self._draining -= 1
         slot.bucket.tally.closed[reason] += 1
         self._tally.closed[reason] += 1
         self._effects.append(Close(slot.connection, reason))
@@ -489,12 +729,14 @@ class Pool(Generic[C]):
     def _enqueue(self, ticket: Ticket[C]) -> None:
         bucket = self._require_bucket(ticket)
         bucket.queue.push(ticket)
+        bucket.waiting += 1
         self._waiting += 1
         self._queue_deadlines.set(ticket._timer, ticket.deadline)
 
     def _leave_queue(self, ticket: Ticket[C]) -> None:
         bucket = self._require_bucket(ticket)
         bucket.queue.remove(ticket)
+        bucket.waiting -= 1
         self._waiting -= 1
         self._queue_deadlines.discard(ticket._timer)
         ticket._bucket = None
@@ -516,7 +758,7 @@ class Pool(Generic[C]):
     def _pool_timeout(self, bucket: Bucket[C]) -> PoolTimeout:
         return PoolTimeout(
             f"no connection became free before the queue deadline: {bucket.connections} open and {bucket.attempts} "
-            f"dialling for this key, {bucket.queue.length} waiting (limit {self._max_sockets}); {self._sockets()} in "
+            f"dialling for this key, {bucket.waiting} waiting (limit {self._max_sockets}); {self._sockets()} in "
             f"all (limit {self._max_total_sockets}). Raise max_sockets, max_total_sockets or timeouts.queue",
             phase="queue",
         )
@@ -532,17 +774,28 @@ class Pool(Generic[C]):
     def _settle(self, bucket: Bucket[C]) -> None:
         """Restore the invariants after a change to `bucket`: dial for whoever may, forget the bucket if it is empty."""
         self._update_wanting(bucket)
+        self._dial()
+        self._forget_unused(bucket)
+
+    def _dial(self) -> None:
         while (wanting := self._wanting.earliest()) is not None and self._make_room(wanting):
             self._place(wanting, wanting.queue.oldest_uncovered())
             self._update_wanting(wanting)
-        self._forget_unused(bucket)
 
     def _update_wanting(self, bucket: Bucket[C]) -> None:
-        wants = bucket.queue.length > bucket.attempts and (
-            bucket.connections + bucket.attempts < self._max_sockets or bool(bucket.idle)
-        )
+        if self._dial_delay != inf:
+            self._update_delay(bucket)
+        wants = bucket.short() and (bucket.connections + bucket.attempts < self._max_sockets or bool(bucket.idle))
         ticket = bucket.queue.oldest_uncovered() if wants else None
         self._wanting.set(bucket.timer, None if ticket is None else ticket._order)
+
+    def _update_delay(self, bucket: Bucket[C]) -> None:
+        if bucket.waiting > bucket.attempts == bucket.width == 1 and not bucket.stalled:
+            if bucket.delay is None:
+                bucket.delay = Timer(bucket)
+            self._delays.set(bucket.delay, bucket.dialled_at + self._dial_delay)
+        elif bucket.delay is not None:
+            self._delays.set(bucket.delay, None)
 
     def _make_room(self, bucket: Bucket[C]) -> bool:
         """Make room for one attempt, closing an idle connection if need be; return False if that is impossible."""
@@ -559,7 +812,8 @@ class Pool(Generic[C]):
         if cause is not None:
             bucket.queue.cover(cause)
             self._queue_deadlines.set(cause._timer, None)
-        attempt = Attempt(bucket, cause)
+        attempt = Attempt(bucket, cause, self._now)
+        bucket.dialled_at = self._now
         bucket.attempts += 1
         self._attempts += 1
         self._effects.append(Connect(bucket.key, attempt))
@@ -586,11 +840,28 @@ class Pool(Generic[C]):
         return bucket
 
     def _forget_unused(self, bucket: Bucket[C]) -> None:
-        if not (bucket.connections or bucket.attempts or bucket.queue.length):
+        if not (bucket.connections or bucket.attempts or bucket.waiting):
             # Twice for one bucket is possible: a later one of the same key must stay.
             if self._buckets.get(bucket.key) is bucket:
                 del self._buckets[bucket.key]
             self._wanting.discard(bucket.timer)
+            if bucket.delay is not None:
+                self._delays.discard(bucket.delay)
+
+    def _recall(self, bucket: Bucket[C]) -> None:
+        """Set how many attempts the tickets of a key whose connections may be shared are to cause."""
+        shared = self._answers.get(bucket.key)
+        if shared is not None:
+            self._answers.move_to_end(bucket.key)
+        bucket.width = inf if shared is False else 1
+
+    def _remember(self, bucket: Bucket[C], shared: bool) -> None:
+        """Keep in mind whether the connections of a key are shared."""
+        self._answers[bucket.key] = shared
+        self._answers.move_to_end(bucket.key)
+        if len(self._answers) > _MAX_ANSWERS:
+            self._answers.popitem(last=False)
+        bucket.width = 1 if shared else inf
 
 
 def _agent_closed() -> AgentClosed:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
+# Stands for each collection of a key that most keys never need, and is never written to: 10,000 keys that share nothing
+# would else cost memory, and each request a look at it.
+_NONE: OrderedDict[Any, None] = OrderedDict()
+
 
 class Lease(Generic[C]):
     """
@@ -29,7 +33,7 @@ class Lease(Generic[C]):
     Attributes:
         connection: The connection.
         key: Its key.
-        reused: Whether it has served an exchange before.
+        reused: Whether it was leased before; on a shared connection the exchange before may still be under way.
         from_idle: Whether it lay idle before.
         may_be_stale: Whether it is older than the request, so that the peer may have closed it meanwhile: look first.
         user: Whom it was made for, as `acquire` was told. The pool does not look at it.
@@ -57,7 +61,7 @@ class Ticket(Generic[C]):
     Attributes:
         key: The key waited for.
         deadline: When the pool refuses it, unless it is covered by then; None waits for ever.
-        fresh: Whether only a newly made connection will do.
+        fresh: Whether only a connection will do that was made since.
         granted: The lease, once there is one.
         covered: Whether a connect attempt was made on its behalf.
         user: Whom it was made for, as `acquire` was told. The pool does not look at it.
@@ -90,11 +94,12 @@ class Attempt(Generic[C]):
         user: Free for the driver. The pool does not look at it.
     """
 
-    __slots__ = ("_bucket", "cause", "key", "user")
+    __slots__ = ("_begun_at", "_bucket", "cause", "key", "user")
 
-    def __init__(self, bucket: Bucket[C], cause: Ticket[C] | None) -> None:
+    def __init__(self, bucket: Bucket[C], cause: Ticket[C] | None, begun_at: float) -> None:
         self.key = bucket.key
         self.cause = cause
+        self._begun_at = begun_at
         self.user: Any = None
         self._bucket: Bucket[C] | None = bucket  # None once it has ended
 
@@ -141,7 +146,7 @@ class Grant(Effect, Generic[C]):
 
 
 class Refuse(Effect, Generic[C]):
-    """Raise `error` to whoever waits on `ticket`."""
+    """Raise `error` to whoever waits on `ticket`. Where one attempt stood for many, each of them is told its error."""
 
     __slots__ = ("ticket", "error")  # noqa: RUF023
 
@@ -187,34 +192,118 @@ class Counts:
 
 
 class Slot(Generic[C]):
-    """One connection of the pool."""
+    """
+    One connection of the pool.
 
-    __slots__ = ("bucket", "connection", "expires_at", "gone", "idle_for", "lease", "served", "timer")
+    Attributes:
+        lease: The one that is out, even after the connection is gone; None while it is shared.
+        leases: All that are out, where the connection is or was shared; None where it serves one exchange at a time.
+        capacity: How many leases may be out, where it is shared. 0 once it drains.
+        draining: Why it takes no more exchanges, if it does not.
+        born: How many tickets had been made when it was: a fresh ticket older than that may take it.
+        served: Whether it was leased before.
+        gone: Whether it is no longer of the pool.
+        idle_for: What was said at the last release.
+        expires_at: When it has been idle for too long, while it is.
+    """
 
-    def __init__(self, connection: C, bucket: Bucket[C]) -> None:
+    __slots__ = (
+        "born",
+        "bucket",
+        "capacity",
+        "connection",
+        "draining",
+        "expires_at",
+        "gone",
+        "idle_for",
+        "lease",
+        "leases",
+        "served",
+        "timer",
+    )
+
+    def __init__(self, connection: C, bucket: Bucket[C], born: int = 0) -> None:
         self.connection = connection
         self.bucket = bucket
-        self.lease: Lease[C] | None = None  # the one that is out, even after the connection is gone
+        self.lease: Lease[C] | None = None
+        self.leases: set[Lease[C]] | None = None
+        self.capacity = 1
+        self.draining: str | None = None
+        self.born = born
         self.served = False
         self.gone = False
-        self.idle_for = inf  # said at the last release
-        self.expires_at = inf  # while idle
+        self.idle_for = inf
+        self.expires_at = inf
         self.timer: Timer[Slot[C]] = Timer(self)
+
+    def share(self) -> set[Lease[C]]:
+        """Keep leases as those of a shared connection from now on, and return them."""
+        if self.leases is None:
+            self.bucket.prepare()
+            self.leases = set() if self.lease is None else {self.lease}
+            self.lease = None
+        return self.leases
 
 
 class Bucket(Generic[C]):
-    """All there is of one key."""
+    """
+    All there is of one key.
 
-    __slots__ = ("attempts", "connections", "idle", "key", "queue", "tally", "timer")
+    Attributes:
+        connections: Of any kind: leased, idle and stalled.
+        attempts: How many are under way.
+        width: How many attempts tickets may cause side by side: all of them need one, or one is hoped to serve all.
+        idle: What is free and may be leased, in order of release.
+        roomy: What is shared, leased and has room for more; the one that had none the shortest time ago is the last.
+        stalled: What is shared and free, and has no room: its peer allows no exchange at present.
+        draining: How many connections take no more exchanges and end with those they have.
+        waiting: How many tickets are in the queue; kept here because every release asks for it.
+        timer: Its place among those that want to dial.
+        delay: When a second attempt may start beside the first; None until that is asked for.
+        dialled_at: When the last attempt began.
+    """
+
+    __slots__ = (
+        "attempts",
+        "connections",
+        "delay",
+        "dialled_at",
+        "draining",
+        "idle",
+        "key",
+        "queue",
+        "roomy",
+        "stalled",
+        "tally",
+        "timer",
+        "waiting",
+        "width",
+    )
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.connections = 0  # leased and idle
+        self.connections = 0
         self.attempts = 0
-        self.idle: OrderedDict[Slot[C], None] = OrderedDict()  # in order of release
+        self.width = inf
+        self.idle: OrderedDict[Slot[C], None] = OrderedDict()
+        self.roomy: OrderedDict[Slot[C], None] = _NONE
+        self.stalled: OrderedDict[Slot[C], None] = _NONE
+        self.draining = 0
         self.queue: Queue[C] = Queue()
+        self.waiting = 0
         self.tally = Tally()
-        self.timer: Timer[Bucket[C]] = Timer(self)  # its place among the wanting
+        self.timer: Timer[Bucket[C]] = Timer(self)
+        self.delay: Timer[Bucket[C]] | None = None
+        self.dialled_at = 0.0
+
+    def prepare(self) -> None:
+        """Make room for shared connections."""
+        if self.roomy is _NONE:
+            self.roomy, self.stalled = OrderedDict(), OrderedDict()
+
+    def short(self) -> bool:
+        """Return whether its tickets need one more attempt than there are, limits aside."""
+        return self.waiting > self.attempts < self.width and not self.stalled
 
 
 class Queue(Generic[C]):
@@ -222,31 +311,37 @@ class Queue(Generic[C]):
     The tickets of one key in order of arrival. Those in `covered` are all older than those in `uncovered`.
     """
 
-    __slots__ = ("covered", "length", "ordinary", "uncovered")
+    __slots__ = ("covered", "fresh", "ordinary", "uncovered")
 
     def __init__(self) -> None:
-        self.length = 0
         self.covered: OrderedDict[Ticket[C], None] = OrderedDict()
         self.uncovered: OrderedDict[Ticket[C], None] = OrderedDict()
         self.ordinary: OrderedDict[Ticket[C], None] = OrderedDict()  # those of both that are not fresh
+        self.fresh: OrderedDict[Ticket[C], None] = _NONE  # those that are
 
     def push(self, ticket: Ticket[C]) -> None:
-        self.length += 1
         self.uncovered[ticket] = None
-        if not ticket.fresh:
-            self.ordinary[ticket] = None
+        if ticket.fresh and self.fresh is _NONE:
+            self.fresh = OrderedDict()
+        (self.fresh if ticket.fresh else self.ordinary)[ticket] = None
 
     def remove(self, ticket: Ticket[C]) -> None:
-        self.length -= 1
         del (self.covered if ticket.covered else self.uncovered)[ticket]
-        if not ticket.fresh:
-            del self.ordinary[ticket]
+        del (self.fresh if ticket.fresh else self.ordinary)[ticket]
 
     def oldest(self) -> Ticket[C] | None:
         return next(iter(self.covered or self.uncovered), None)
 
     def oldest_ordinary(self) -> Ticket[C] | None:
         return next(iter(self.ordinary), None)
+
+    def oldest_for(self, born: int) -> Ticket[C] | None:
+        """Return the oldest ticket that may take a connection which is as old as `born` says."""
+        fresh = next(iter(self.fresh), None)
+        ordinary = self.oldest_ordinary()
+        if fresh is None or fresh._order >= born or (ordinary is not None and ordinary._order < fresh._order):
+            return ordinary
+        return fresh
 
     def oldest_uncovered(self) -> Ticket[C] | None:
         return next(iter(self.uncovered), None)

@@ -41,17 +41,29 @@ class Waiting:
     key: str
     deadline: float
     fresh: bool
+    number: int  # in order of arrival
     covered: bool = False
 
 
 @dataclass(eq=False)
 class Connection:
-    """The model of a connection; idle while `lease` is None."""
+    """The model of a connection; without leases it is idle, or stalled if its capacity is 0."""
 
     key: str
-    lease: Lease[str] | None = None
+    born: int  # how many tickets had been made when it was
+    capacity: int = 1
+    shared: bool = False
+    draining: bool = False
+    leases: list[Lease[str]] = field(default_factory=list)
     served: bool = False
     expires_at: float = inf
+
+    @property
+    def room(self) -> int:
+        return max(0, self.capacity - len(self.leases))
+
+    def may_take(self, waiting: Waiting) -> bool:
+        return not waiting.fresh or (self.shared and waiting.number < self.born)
 
 
 @dataclass
@@ -64,10 +76,15 @@ class Model:
     max_free_sockets: int
     scheduling: str
     free_socket_timeout: float
+    dial_delay: float
     waiting: list[Waiting] = field(default_factory=list)
     attempts: list[Attempt[str]] = field(default_factory=list)
     connections: dict[str, Connection] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)  # in order of release
+    roomy: list[str] = field(default_factory=list)  # in order of getting room
+    width: dict[str, float] = field(default_factory=dict)  # how many attempts the tickets of a key may cause at a time
+    shared: dict[str, bool] = field(default_factory=dict)  # whether the last connection of a key was
+    dialled_at: dict[str, float] = field(default_factory=dict)
     closed: bool = False
 
     def queue(self, key: str) -> list[Waiting]:
@@ -77,16 +94,41 @@ class Model:
         return sum(attempt.key == key for attempt in self.attempts)
 
     def idle_of(self, key: str) -> list[str]:
-        return [name for name in self.idle if self.connections[name].key == key]
+        return [name for name in self.idle if self.connections[name].key == key and self.connections[name].capacity]
+
+    def stalled_of(self, key: str) -> list[str]:
+        return [name for name in self.idle if self.connections[name].key == key and not self.connections[name].capacity]
+
+    def roomy_of(self, key: str) -> list[str]:
+        return [name for name in self.roomy if self.connections[name].key == key]
+
+    def list_room(self) -> None:
+        """Bring the order of those that have room up to date."""
+        has = [name for name, connection in self.connections.items() if connection.leases and connection.room]
+        self.roomy = [name for name in self.roomy if name in has]
+        self.roomy += [name for name in has if name not in self.roomy]
+
+    def of(self, key: str) -> list[Connection]:
+        return [connection for connection in self.connections.values() if connection.key == key]
+
+    def learn(self, key: str, shared: bool) -> None:
+        self.shared[key] = shared
+        self.width[key] = 1 if shared else inf
 
     def sockets(self, key: str) -> int:
-        return self.dialling(key) + sum(connection.key == key for connection in self.connections.values())
+        return self.dialling(key) + len(self.of(key))
 
     def total(self) -> int:
         return len(self.attempts) + len(self.connections)
 
     def short_of_attempts(self, key: str) -> bool:
-        return len(self.queue(key)) > self.dialling(key)
+        dialling = self.dialling(key)
+        return len(self.queue(key)) > dialling < self.width.get(key, inf) and not self.stalled_of(key)
+
+    def delayed_until(self, key: str) -> float:
+        """When a second attempt is to join the first for the tickets of `key`."""
+        held_up = len(self.queue(key)) > self.dialling(key) == self.width.get(key) == 1 and not self.stalled_of(key)
+        return self.dialled_at[key] + self.dial_delay if held_up else inf
 
     def starved(self, *, but: str | None = None) -> list[Waiting]:
         """The oldest uncovered ticket of each key that only the total limit keeps from dialling, oldest first."""
@@ -104,6 +146,27 @@ class Model:
                 oldest.setdefault(key, waiting)
         return list(oldest.values())
 
+    def takers(self, name: str) -> list[Ticket[str]]:
+        """Return who gets the room that a shared connection has."""
+        connection = self.connections[name]
+        able = [waiting.ticket for waiting in self.queue(connection.key) if connection.may_take(waiting)]
+        return able[: connection.room]
+
+    def must_yield(self, name: str) -> bool:
+        """Whether a shared connection, one lease of which ended, makes room for an older ticket than it may serve."""
+        connection = self.connections[name]
+        able = [waiting for waiting in self.queue(connection.key) if connection.may_take(waiting)]
+        rank = self.rank(able[0]) if able else inf
+        uncovered = [waiting for waiting in self.queue(connection.key) if not waiting.covered]
+        here = bool(uncovered) and self.short_of_attempts(connection.key) and self.rank(uncovered[0]) < rank
+        wanting = self.undialled()
+        elsewhere = bool(wanting) and self.rank(wanting[0]) < rank
+        if not connection.leases:
+            return bool(able) and (here or elsewhere)
+        draining = [other for other in self.connections.values() if other.draining]
+        here = here and not any(other.key == connection.key for other in draining)
+        return not connection.draining and (here or (elsewhere and len(draining) < len(wanting)))
+
     def rank(self, waiting: Waiting) -> int:
         return self.waiting.index(waiting)
 
@@ -117,10 +180,12 @@ ARGUMENTS = {
         "patience": st.sampled_from([None, 1.0, 3.0, 9.0]),
         "fresh": st.sampled_from([False, False, False, True]),
     },
-    "connected": {"pick": PICK},
+    "connected": {"pick": PICK, "capacity": st.sampled_from([1, 2, 2, 3, 0])},
     "release": {"pick": PICK, "reusable": st.sampled_from([True, True, True, False])},
     "connect_failed": {"pick": PICK, "abandoned": st.booleans()},
     "connection_lost": {"pick": PICK},
+    "set_capacity": {"pick": PICK, "capacity": st.sampled_from([0, 1, 2, 3])},
+    "drain": {"pick": PICK},
     "cancel": {"pick": PICK},
     "preconnect": {"key": st.sampled_from(KEYS)},
     "time_passes": {"seconds": st.sampled_from([0.5, 1.0, 2.0])},
@@ -147,8 +212,11 @@ class PoolMachine(RuleBasedStateMachine):
         max_free_sockets=st.sampled_from([256, 256, 0, 1]),
         scheduling=st.sampled_from(["lifo", "fifo"]),
         free_socket_timeout=st.sampled_from([None, 2.0, 2.0]),
+        dial_delay=st.sampled_from([None, 1.0]),
+        sharing=st.sampled_from([(), ("a",), ("a", "b"), ("a",)]),
     )
-    def make(self, **options):
+    def make(self, sharing, **options):
+        self.sharing = sharing
         self.pool = self.pool_class(**options)
         unlimited = {name: inf if value is None else value for name, value in options.items()}
         self.model = Model(**unlimited)
@@ -159,6 +227,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.ended: dict[Ticket[str], object] = {}  # every ticket ends once: its Grant, Refuse or cancellation
         self.leases: list[Lease[str]] = []  # not yet released
         self.lost: set[Lease[str]] = set()  # of connections that are gone
+        self.displaced: str | None = None  # the key whose stalled connection has just made room
         self.removed: dict[str, str] = {}  # every connection closes once: the reason
 
     @rule(call=CALLS)
@@ -174,8 +243,10 @@ class PoolMachine(RuleBasedStateMachine):
                 return bool(self.leases)
             case "connected" | "connect_failed":
                 return bool(self.model.attempts)
-            case "connection_lost":
+            case "connection_lost" | "drain":
                 return bool(self.model.connections or self.removed)
+            case "set_capacity":
+                return bool(self.capacious())
             case "cancel":
                 return bool(self.tickets)
             case "close":
@@ -188,42 +259,57 @@ class PoolMachine(RuleBasedStateMachine):
     def acquire(self, key, patience, fresh):
         model = self.model
         deadline = None if patience is None else self.now + patience
+        asked = {"deadline": deadline, "fresh": fresh, "shares": key in self.sharing}
         if model.closed:
             with pytest.raises(AgentClosed):
-                self.pool.acquire(key, self.now, deadline=deadline, fresh=fresh)
+                self.pool.acquire(key, self.now, **asked)
             return
         candidates = [] if fresh else model.idle_of(key)
         candidates = candidates[::-1] if model.scheduling == "lifo" else candidates
         alive = [name for name in candidates if model.connections[name].expires_at > self.now]
+        roomy = [] if fresh else model.roomy_of(key)
 
-        got = self.pool.acquire(key, self.now, deadline=deadline, fresh=fresh)
+        got = self.pool.acquire(key, self.now, **asked)
 
         if isinstance(got, Lease):
-            promise(alive, "no connection without a reason: none was idle and alive")
-            promise(got.connection == alive[0], "scheduling chooses the idle connection")
-            promise(got.from_idle, "a lease says that its connection was idle")
+            promise(roomy or alive, "no connection without a reason: none had room or was idle and alive")
+            if roomy:
+                promise(got.connection == roomy[-1], "who was full last is filled first")
+            else:
+                promise(got.connection == alive[0], "scheduling chooses the idle connection")
+            promise(got.from_idle == (not roomy), "a lease says whether its connection was idle")
             self.take(got, key)
         else:
             promise(not alive, "an idle connection serves at once")
+            promise(not roomy, "a shared connection with room serves at once")
+            if key in self.sharing and not model.queue(key):
+                model.width[key] = inf if model.shared.get(key) is False else 1
+            model.waiting.append(Waiting(got, key, inf if deadline is None else deadline, fresh, len(self.tickets)))
             self.tickets.append(got)
-            model.waiting.append(Waiting(got, key, inf if deadline is None else deadline, fresh))
         self.carry_out()
 
     def release(self, pick, reusable):
         model = self.model
         lease = self.leases.pop(pick % len(self.leases))
-        gone = lease in self.lost
-        expected = None
-        if not gone and reusable and not model.closed:
-            expected = self.expected_after_release(lease.key)
+        name, gone = lease.connection, lease in self.lost
+        expected: list[Ticket[str]] = []
+        if not gone:
+            connection = model.connections[name]
+            connection.leases.remove(lease)
+            if not connection.shared:
+                if reusable and not model.closed:
+                    expected = self.expected_after_release(lease.key)
+            elif not reusable or model.closed or model.must_yield(name):
+                connection.draining, connection.capacity = True, 0
+            else:
+                expected = model.takers(name)
+            freed = None if connection.leases else name
 
         self.pool.release(lease, self.now, reusable=reusable)
 
-        if not gone:
-            self.model.connections[lease.connection].lease = None
-        effects = self.carry_out(freed=None if gone else lease.connection, reusable=reusable)
+        effects = self.carry_out(freed=None if gone else freed, reusable=reusable)
         served = [effect.ticket for effect in effects if isinstance(effect, Grant)]
-        promise(served == ([] if expected is None else [expected]), "a freed connection serves the oldest that may")
+        promise(served == expected, "a freed connection serves the oldest that may")
         promise(self.refuses_to_release(lease), "a lease is released once")
 
     def refuses_to_release(self, lease: Lease[str]) -> bool:
@@ -233,53 +319,109 @@ class PoolMachine(RuleBasedStateMachine):
             return True
         return False
 
-    def expected_after_release(self, key: str) -> Ticket[str] | None:
-        """Return who must get a freed connection of `key`."""
+    def expected_after_release(self, key: str) -> list[Ticket[str]]:
+        """Return who must get a freed connection of `key` that is not shared."""
         model = self.model
         ordinary = [waiting for waiting in model.queue(key) if not waiting.fresh]
         if not ordinary:
-            return None
+            return []
         rivals = model.starved(but=key)
         uncovered = [waiting for waiting in model.queue(key) if not waiting.covered]
         if uncovered and uncovered[0].fresh and model.short_of_attempts(key):
             rivals.append(uncovered[0])
         if any(model.rank(rival) < model.rank(ordinary[0]) for rival in rivals):
-            return None
-        return ordinary[0].ticket
+            return []
+        return [ordinary[0].ticket]
 
-    def connected(self, pick):
+    def connected(self, pick, capacity=1):
         model = self.model
         attempt = model.attempts.pop(pick % len(model.attempts))
-        name = f"{attempt.key}{next(self.names)}"
-        queue = model.queue(attempt.key)
-        model.connections[name] = Connection(attempt.key)
+        key, name = attempt.key, f"{attempt.key}{next(self.names)}"
+        capacity = capacity if key in self.sharing else 1
+        model.connections[name] = Connection(key, len(self.tickets), capacity, shared=capacity != 1)
+        if model.width.get(key, inf) != inf or capacity != 1:
+            model.learn(key, capacity != 1)
+        covered = [waiting for waiting in model.queue(key) if waiting.covered]
+        if not capacity and len(covered) > model.dialling(key):
+            covered[-1].covered = False
+        expected = model.takers(name) if capacity != 1 else [waiting.ticket for waiting in model.queue(key)[:1]]
 
-        self.pool.connected(attempt, name, self.now)
+        self.pool.connected(attempt, name, self.now, capacity=capacity)
 
         effects = self.carry_out(freed=name, reusable=True)
         served = [effect.ticket for effect in effects if isinstance(effect, Grant)]
-        promise(served == [queue[0].ticket] if queue else not served, "a new connection serves the oldest ticket")
+        promise(served == expected, "a new connection serves the oldest tickets, as many as it may carry")
 
     def connect_failed(self, pick, abandoned):
         model = self.model
         attempt = model.attempts.pop(pick % len(model.attempts))
-        covered = [waiting.ticket for waiting in model.queue(attempt.key) if waiting.covered]
-        short = len(covered) > model.dialling(attempt.key)
+        key = attempt.key
+        queue, dialling = model.queue(key), model.dialling(key)
+        covered = [waiting for waiting in queue if waiting.covered]
+        one_for_all = model.width.get(key, inf) != inf
+        if one_for_all:
+            model.width[key] = 1
         error = None if abandoned else ConnectError("refused")
-        if short and abandoned:
-            [*_, youngest] = (waiting for waiting in model.queue(attempt.key) if waiting.covered)
-            youngest.covered = False
+        doomed: list[Waiting] = []
+        if one_for_all and not abandoned and not dialling and all(c.draining for c in model.of(key)):
+            doomed = queue
+        elif len(covered) > dialling:
+            if abandoned or (one_for_all and dialling):
+                covered[-1].covered = False
+            else:
+                doomed = covered[:1]
 
         self.pool.connect_failed(attempt, error, self.now)
 
         refusals = [effect for effect in self.carry_out() if isinstance(effect, Refuse)]
-        expected = [Refuse(covered[0], error)] if short and not abandoned else []
-        promise(refusals == expected, "a failed attempt is told to the oldest covered ticket, if one depends on it")
+        expected = [Refuse(waiting.ticket, error) for waiting in doomed]
+        promise(refusals == expected, "a failed attempt is told to those that depend on it")
 
     def connection_lost(self, pick):
         names = [*self.model.connections, *self.removed]
         self.pool.connection_lost(names[pick % len(names)], self.now, "lost")
         self.carry_out(lost=names[pick % len(names)])
+
+    def capacious(self) -> list[str]:
+        """Return the connections that may be shared, gone ones included."""
+        names = [name for name, connection in self.model.connections.items() if connection.key in self.sharing]
+        return names + [name for name in self.removed if name[0] in self.sharing]
+
+    def set_capacity(self, pick, capacity):
+        model, names = self.model, self.capacious()
+        name = names[pick % len(names)]
+        connection = model.connections.get(name)
+        expected, freed = [], None
+        if connection is not None and not connection.draining and connection.capacity != capacity:
+            before, connection.capacity = connection.capacity, capacity
+            if not connection.shared:
+                connection.shared = True
+                model.learn(connection.key, True)
+            if name in model.idle and not (before and capacity):
+                model.idle.remove(name)
+                freed = name
+            if name not in model.idle:
+                expected = model.takers(name)
+
+        self.pool.set_capacity(name, capacity, self.now)
+
+        effects = self.carry_out(freed=freed, reusable=True)
+        served = [effect.ticket for effect in effects if isinstance(effect, Grant)]
+        promise(served == expected, "new room serves the oldest that may")
+
+    def drain(self, pick):
+        names = [*self.model.connections, *self.removed]
+        name = names[pick % len(names)]
+        idle = name in self.model.idle
+        if name in self.model.connections and not idle:
+            connection = self.model.connections[name]
+            connection.shared = connection.draining = True
+            connection.capacity = 0
+
+        self.pool.drain(name, self.now, "drained")
+
+        self.carry_out()
+        promise(not idle or self.removed.get(name) == "drained", "an idle connection drains at once")
 
     def cancel(self, pick):
         ticket = self.tickets[-1 - pick % len(self.tickets)]
@@ -310,7 +452,7 @@ class PoolMachine(RuleBasedStateMachine):
         model = self.model
         due = [waiting.ticket for waiting in model.waiting if not waiting.covered and waiting.deadline <= self.now]
         self.pool.handle_timeout(self.now)
-        refused = [effect.ticket for effect in self.carry_out() if isinstance(effect, Refuse)]
+        refused = [effect.ticket for effect in self.carry_out(timing=True) if isinstance(effect, Refuse)]
         promise(set(refused) == set(due), "queue deadlines refuse the uncovered tickets whose time has come")
         left = [name for name in model.idle if model.connections[name].expires_at <= self.now]
         promise(not left, "expired idle connections are closed")
@@ -329,8 +471,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- What the model makes of it
 
-    def carry_out(self, *, freed: str | None = None, reusable: bool = False, lost: str | None = None) -> list[object]:
+    def carry_out(
+        self, *, freed: str | None = None, reusable: bool = False, lost: str | None = None, timing: bool = False
+    ) -> list[object]:
         """Check and apply the effects in their order, then check what must always hold."""
+        model = self.model
         effects = self.pool.effects()
         ended = [effect.connection for effect in effects if isinstance(effect, Close)]
         granted = [effect.lease.connection for effect in effects if isinstance(effect, Grant)]
@@ -340,7 +485,7 @@ class PoolMachine(RuleBasedStateMachine):
         for effect in effects:
             match effect:
                 case Connect():
-                    self.on_connect(effect)
+                    self.on_connect(effect, timing)
                 case Grant():
                     self.on_grant(effect)
                 case Refuse():
@@ -348,6 +493,12 @@ class PoolMachine(RuleBasedStateMachine):
                 case Close():
                     self.on_close(effect, freed, lost)
         self.steps += 1
+        for key in KEYS:
+            if timing and model.delayed_until(key) <= self.now:
+                model.width[key] = 2
+            if not (model.sockets(key) or model.queue(key)):
+                model.width.pop(key, None)
+        model.list_room()
         self.check_promises()
         return effects
 
@@ -355,18 +506,24 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.idle.append(name)
         self.model.connections[name].expires_at = self.now + self.model.free_socket_timeout
 
-    def on_connect(self, effect: Connect[str]) -> None:
-        model, attempt = self.model, effect.attempt
-        promise(model.sockets(effect.key) < model.max_sockets, "max_sockets is never exceeded")
+    def on_connect(self, effect: Connect[str], timing: bool) -> None:
+        model, attempt, key = self.model, effect.attempt, effect.key
+        promise(model.sockets(key) < model.max_sockets, "max_sockets is never exceeded")
         promise(model.total() < model.max_total_sockets, "max_total_sockets is never exceeded")
         promise(not model.closed, "a closed pool does not dial")
         if attempt.cause is not None:
-            undialled = model.undialled()
+            if timing and model.delayed_until(key) <= self.now:
+                model.width[key] = 2
+            promise(model.dialling(key) < model.width.get(key, inf), "one attempt is made for all tickets")
+            promise(not model.stalled_of(key), "nobody dials while the peer allows no exchange")
+            undialled = [waiting for waiting in model.undialled() if waiting.key != self.displaced]
+            self.displaced = None
             promise(undialled, "nobody dials without need")
             promise(undialled[0].ticket is attempt.cause, "dials are first come first served across keys")
             promise(attempt.cause.covered, "the cause of an attempt is covered")
             undialled[0].covered = True
         model.attempts.append(attempt)
+        model.dialled_at[key] = self.now
 
     def on_grant(self, effect: Grant[str]) -> None:
         ticket, lease = effect.ticket, effect.lease
@@ -375,7 +532,9 @@ class PoolMachine(RuleBasedStateMachine):
         promise(lease.key == ticket.key, "a ticket gets a connection of its key")
         connection = self.model.connections.get(lease.connection)
         promise(connection is not None, "only a live connection is granted")
-        promise(not (ticket.fresh and connection.served), "a fresh ticket gets a new connection")
+        [waiting] = (waiting for waiting in self.model.waiting if waiting.ticket is ticket)
+        new = waiting.number < connection.born and (connection.shared or not connection.served)
+        promise(not ticket.fresh or new, "a fresh ticket gets a new connection")
         promise(not lease.from_idle, "a granted connection was not idle")
         self.ended[ticket] = lease
         self.leave_queue(ticket)
@@ -393,10 +552,12 @@ class PoolMachine(RuleBasedStateMachine):
         model, name = self.model, effect.connection
         promise(name not in self.removed, "a connection closes once")
         connection = model.connections[name]
-        promise(connection.lease is None or name == lost, "a leased connection is not closed")
+        promise(not connection.leases or name == lost, "a leased connection is not closed")
+        if effect.reason == "make_room" and not (connection.capacity or connection.draining):
+            self.displaced = connection.key
         if name in model.idle:
             if effect.reason == "make_room":
-                oldest = (model.idle[0], model.idle_of(connection.key)[0])
+                oldest = (model.idle[0], *model.idle_of(connection.key)[:1])
                 promise(name in oldest, "the oldest idle connection makes room")
             if effect.reason == "max_free_sockets":
                 promise(name == model.idle_of(connection.key)[0], "the oldest of the surplus is closed")
@@ -405,20 +566,20 @@ class PoolMachine(RuleBasedStateMachine):
             model.idle.remove(name)
         elif name not in (freed, lost):
             raise BrokenPromiseError("a connection in use is not closed")
-        if connection.lease is not None:
-            self.lost.add(connection.lease)
+        self.lost.update(connection.leases)
         del model.connections[name]
         self.removed[name] = effect.reason
 
     def take(self, lease: Lease[str], key: str) -> None:
         connection = self.model.connections[lease.connection]
-        promise(connection.lease is None, "a connection has one lease at a time")
+        promise(connection.room, "a connection has no more leases than its capacity, one unless it is shared")
         promise(lease.key == connection.key == key, "a lease is for its key")
         promise(lease.reused == connection.served, "a lease says whether its connection has served")
         if lease.connection in self.model.idle:
             self.model.idle.remove(lease.connection)
-        connection.lease = lease
+        connection.leases.append(lease)
         connection.served = True
+        self.model.list_room()
         self.leases.append(lease)
 
     def leave_queue(self, ticket: Ticket[str]) -> None:
@@ -445,16 +606,22 @@ class PoolMachine(RuleBasedStateMachine):
     def check_key(self, key: str) -> None:
         model = self.model
         idle, queue = model.idle_of(key), model.queue(key)
-        promise(not idle or all(waiting.fresh for waiting in queue), "no ticket waits beside an idle connection")
+        for name in idle + model.roomy_of(key):
+            able = [waiting for waiting in queue if model.connections[name].may_take(waiting)]
+            promise(not able, "no ticket waits beside a connection that may serve it")
+        for name, connection in model.connections.items():
+            promise(bool(connection.leases) != (name in model.idle), "a connection is leased or idle")
         promise(len(idle) <= model.max_free_sockets, "max_free_sockets is never exceeded")
         covered = [waiting.covered for waiting in queue]
         promise(covered == sorted(covered, reverse=True), "the oldest tickets are the covered ones")
+        promise(sum(covered) <= model.dialling(key), "no more tickets are covered than there are attempts")
         promise(covered == [waiting.ticket.covered for waiting in queue], "tickets know whether they are covered")
         counts = self.pool.counts(key)
-        active = model.sockets(key) - model.dialling(key) - len(idle)
+        free = len(idle) + len(model.stalled_of(key))
+        active = len(model.of(key)) - free
         promise(
             (counts.active, counts.idle, counts.dialling, counts.waiting)
-            == (active, len(idle), model.dialling(key), len(queue)),
+            == (active, free, model.dialling(key), len(queue)),
             "the counts of a key are right",
         )
         promise((key in set(self.pool.keys())) == bool(model.sockets(key) or queue), "an unused key is forgotten")
@@ -463,6 +630,7 @@ class PoolMachine(RuleBasedStateMachine):
         model = self.model
         deadlines = [waiting.deadline for waiting in model.waiting if not waiting.covered]
         deadlines += [model.connections[name].expires_at for name in model.idle]
+        deadlines += [model.delayed_until(key) for key in KEYS]
         earliest = min(deadlines, default=inf)
         following = self.pool.next_deadline()
         promise((inf if following is None else following) <= earliest, "the next deadline is no later than any")
@@ -681,6 +849,94 @@ class TakesTheWrongEnd(Pool[str]):
 class SleepsThroughDeadlines(Pool[str]):
     def next_deadline(self):
         return None if self._idle else super().next_deadline()
+
+
+class LeasesBeyondCapacity(Pool[str]):
+    def _list_room(self, slot):
+        super()._list_room(slot)
+        if slot.leases and not slot.draining:
+            slot.bucket.roomy[slot] = None
+
+
+class LeavesRoomUnused(Pool[str]):
+    def _list_room(self, slot):
+        pass
+
+
+class LeavesTicketsBesideNewRoom(Pool[str]):
+    def set_capacity(self, connection, capacity, now):
+        slot = self._slots.get(connection)
+        if slot is not None and slot.leases:
+            slot.capacity = capacity
+            self._list_room(slot)
+        else:
+            super().set_capacity(connection, capacity, now)
+
+
+class DialsForEveryTicketAtFirstContact(Pool[str]):
+    def _recall(self, bucket):
+        pass
+
+
+class DialsOneByOneThoughNothingIsShared(Pool[str]):
+    def _remember(self, bucket, shared):
+        super()._remember(bucket, True)
+
+
+class TellsOneOfThoseThatShareAnAttempt(Pool[str]):
+    def connect_failed(self, attempt, error, now):
+        attempt._bucket.width = inf
+        super().connect_failed(attempt, error, now)
+
+
+class NeverMakesASecondAttempt(Pool[str]):
+    def _update_delay(self, bucket):
+        pass
+
+
+class DialsBesideTheStalled(Pool[str]):
+    def _park(self, slot, now):
+        super()._park(slot, now)
+        slot.bucket.stalled.pop(slot, None)
+
+    def _unpark(self, slot):
+        if not slot.capacity:
+            slot.bucket.stalled[slot] = None
+        super()._unpark(slot)
+
+
+class GrantsFromTheDraining(Pool[str]):
+    def _start_draining(self, slot, reason):
+        capacity = slot.capacity
+        super()._start_draining(slot, reason)
+        slot.capacity = capacity
+
+
+class CutsOffTheDraining(Pool[str]):
+    def _start_draining(self, slot, reason):
+        super()._start_draining(slot, reason)
+        if slot.leases:
+            self._drop(slot, reason)
+
+
+class StarvesOthersWithSharedConnections(Pool[str]):
+    def _must_yield(self, slot):
+        return False
+
+
+class DrainsWithoutMeasure(Pool[str]):
+    def _must_yield(self, slot):
+        draining, slot.bucket.draining = slot.bucket.draining, 0
+        self._draining, total = 0, self._draining
+        must = super()._must_yield(slot)
+        slot.bucket.draining, self._draining = draining, total
+        return must
+
+
+class ServesRetriesWithSharedConnectionsOfOld(Pool[str]):
+    def _offer(self, slot, now):
+        slot.born = inf
+        super()._offer(slot, now)
 
 
 DEFECTS = [defect for defect in Pool.__subclasses__() if defect.__module__ == __name__]

@@ -758,6 +758,496 @@ def test_release_buries_a_bounded_number_of_expired_connections():
     assert pool.keys() == [A]
 
 
+# -- Shared connections
+
+
+def share(pool: Pool[str], connection: str, capacity: int, key: str = A, *, leases: int = 1) -> list[Lease[str]]:
+    """Lease a new shared connection so many times."""
+    ticket = pool.acquire(key, 0.0, shares=True)
+    assert isinstance(ticket, Ticket)
+    [connect] = pool.effects()
+    pool.connected(connect.attempt, connection, 0.0, capacity=capacity)
+    [grant] = pool.effects()
+    held = [grant.lease] + [pool.acquire(key, 0.0, shares=True) for _ in range(leases - 1)]
+    assert {lease.connection for lease in held} == {connection}
+    return held
+
+
+def test_shared_connection_serves_up_to_its_capacity():
+    """Leases come at once while there is room, count as one socket, and tell that they share."""
+    pool = Pool[str]()
+
+    first, second, third = share(pool, "c", 3, leases=3)
+
+    assert (first.reused, second.reused, third.reused) == (False, True, True)
+    assert not third.from_idle
+    assert pool.counts(A) == Counts(active=1, idle=0, dialling=0, waiting=0, opened=1, closed={}, requests=3, reused=2)
+    assert isinstance(pool.acquire(A, 1.0, shares=True), Ticket)
+
+
+def test_released_lease_of_a_full_connection_serves_the_oldest_ticket():
+    """Room goes to whoever has waited longest."""
+    pool = Pool[str](max_sockets=1)
+    held = share(pool, "c", 2, leases=2)
+    first, second = queue(pool), queue(pool)
+
+    pool.release(held[0], 1.0, reusable=True)
+    assert pool.effects() == [Grant(first, first.granted)]
+    pool.release(held[1], 1.0, reusable=True)
+
+    assert pool.effects() == [Grant(second, second.granted)]
+    with pytest.raises(AssertionError, match="released before"):
+        pool.release(held[0], 2.0, reusable=True)
+
+
+def test_load_gathers_on_the_connection_that_was_full_last():
+    """The one that had no room the shortest time ago is filled first, so that the others fall idle."""
+    pool = Pool[str]()
+    one = share(pool, "1", 2, leases=2)
+    two = share(pool, "2", 2, leases=2)
+    pool.release(one[0], 1.0, reusable=True)
+    pool.release(two[0], 1.0, reusable=True)
+
+    assert pool.acquire(A, 2.0, shares=True).connection == "2"
+    assert pool.acquire(A, 2.0, shares=True).connection == "1"
+
+
+def test_connection_in_use_is_preferred_to_an_idle_one():
+    """A shared connection with room keeps the idle ones idle."""
+    pool = Pool[str](max_free_sockets=1)
+    one = share(pool, "1", 2, leases=2)
+    [two] = share(pool, "2", 2)
+    pool.release(two, 1.0, reusable=True)
+    pool.release(one[0], 1.0, reusable=True)
+
+    assert pool.acquire(A, 2.0, shares=True).connection == "1"
+    assert pool.acquire(A, 2.0, shares=True).connection == "2"
+
+
+def test_shared_connection_without_leases_is_idle():
+    """It expires, is closed as surplus or to make room, and by `close_idle`, like any other."""
+    pool = Pool[str](free_socket_timeout=60.0, max_total_sockets=1)
+    one, two = share(pool, "1", 9, leases=2)
+    pool.release(one, 1.0, reusable=True)
+    assert pool.next_deadline() is None
+    pool.release(two, 2.0, reusable=True, idle_for=5.0)
+
+    assert pool.counts(A).idle == 1
+    assert pool.next_deadline() == 7.0
+    again = pool.acquire(A, 3.0, shares=True)
+    assert (again.connection, again.from_idle, again.reused) == ("1", True, True)
+    pool.release(again, 3.0, reusable=True)
+    ticket = pool.acquire(B, 4.0)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is ticket
+
+
+def test_keep_alive_off_closes_a_shared_connection_with_its_last_lease():
+    """Without keep-alive it serves while somebody uses or wants it."""
+    pool = Pool[str](keep_alive=False)
+    one, two = share(pool, "c", 2, leases=2)
+
+    pool.release(one, 1.0, reusable=True)
+    assert pool.effects() == []
+    pool.release(two, 1.0, reusable=True)
+
+    assert pool.effects() == [Close("c", "keep_alive_off")]
+
+
+def test_lease_that_spoils_a_shared_connection_drains_it():
+    """After a release that is not reusable the other exchanges go on, nobody new is let in, the last one closes it."""
+    pool = Pool[str]()
+    one, two = share(pool, "c", 9, leases=2)
+
+    pool.release(one, 1.0, reusable=False, reason="goaway")
+    assert pool.effects() == []
+    assert isinstance(pool.acquire(A, 1.0, shares=True), Ticket)
+    [connect] = pool.effects()
+    assert isinstance(connect, Connect)
+    pool.release(two, 2.0, reusable=True)
+
+    assert pool.effects() == [Close("c", "goaway")]
+    assert pool.counts(A).closed == {"goaway": 1}
+
+
+def test_drained_connection_closes_with_its_last_lease():
+    """`drain` works for connections of either kind, at once for an idle one, and only the first reason counts."""
+    pool = Pool[str]()
+    one, two = share(pool, "shared", 9, leases=2)
+    plain = lease(pool, "plain", B)
+    idle(pool, "idle", key="c.test")
+
+    for name in ("shared", "plain", "idle", "unknown"):
+        pool.drain(name, 1.0, "goaway")
+        pool.drain(name, 1.0, "again")
+    assert pool.effects() == [Close("idle", "goaway")]
+    for held in (one, plain, two):
+        pool.release(held, 2.0, reusable=True)
+
+    assert pool.effects() == [Close("plain", "goaway"), Close("shared", "goaway")]
+    assert pool.keys() == []
+
+
+def test_lost_shared_connection_ends_all_its_leases():
+    """The place is free at once, the count falls by one, and each lease is still released once, without effect."""
+    pool = Pool[str](max_sockets=1)
+    held = share(pool, "c", 3, leases=3)
+    waiting = queue(pool)
+
+    pool.connection_lost("c", 1.0, "reset")
+
+    close, connect = pool.effects()
+    assert close == Close("c", "reset")
+    assert connect.attempt.cause is waiting
+    for lease_ in held:
+        pool.release(lease_, 2.0, reusable=True)
+        with pytest.raises(AssertionError, match="released before"):
+            pool.release(lease_, 2.0, reusable=True)
+    assert pool.effects() == []
+    assert pool.counts(A).active == 0
+
+
+def test_raised_capacity_serves_those_who_wait():
+    """New room is granted at once, in order of arrival."""
+    pool = Pool[str](max_sockets=1)
+    share(pool, "c", 2, leases=2)
+    first, second, third = queue(pool), queue(pool), queue(pool)
+
+    pool.set_capacity("c", 4, 1.0)
+
+    assert pool.effects() == [Grant(first, first.granted), Grant(second, second.granted)]
+    assert third.granted is None
+
+
+def test_lowered_capacity_lets_nobody_in_until_enough_have_left():
+    """Exchanges beyond a lowered capacity go on; those who wait are served when there is room again, or time out."""
+    pool = Pool[str](max_sockets=1)
+    held = share(pool, "c", 3, leases=3)
+
+    pool.set_capacity("c", 1, 1.0)
+    first, second = queue(pool, now=1.0), queue(pool, now=1.0, deadline=5.0)
+    pool.release(held[0], 2.0, reusable=True)
+    pool.release(held[1], 2.0, reusable=True)
+    assert pool.effects() == []
+    pool.release(held[2], 2.0, reusable=True)
+    assert pool.effects() == [Grant(first, first.granted)]
+    pool.handle_timeout(5.0)
+
+    [refuse] = pool.effects()
+    assert refuse.ticket is second
+
+
+def test_capacity_makes_a_connection_shared():
+    """A connection made for one exchange at a time, leased or idle, serves more once its peer allows it."""
+    pool = Pool[str](max_sockets=1)
+    held = lease(pool, "c")
+    waiting = queue(pool)
+
+    pool.set_capacity("c", 2, 1.0)
+    assert pool.effects() == [Grant(waiting, waiting.granted)]
+    pool.release(held, 2.0, reusable=True)
+    pool.release(waiting.granted, 2.0, reusable=True)
+    idle(pool, "d", key=B)
+    pool.set_capacity("d", 2, 3.0)
+
+    assert [pool.acquire(B, 4.0).connection for _ in range(2)] == ["d", "d"]
+
+
+def test_stalled_connection_keeps_its_key_from_dialling():
+    """While the peer allows no exchange tickets wait for it, or for their deadline; once it does they are served."""
+    pool = Pool[str](max_free_sockets=0)
+    first, attempt = dial(pool, shares=True, deadline=5.0)
+    second = queue(pool, shares=True)
+
+    pool.connected(attempt, "c", 1.0, capacity=0)
+    assert pool.effects() == []
+    assert pool.counts(A) == Counts(active=0, idle=1, dialling=0, waiting=2, opened=1, closed={}, requests=0, reused=0)
+    pool.handle_timeout(5.0)
+    [refuse] = pool.effects()
+    assert refuse.ticket is first
+    assert isinstance(refuse.error, PoolTimeout)
+    pool.set_capacity("c", 1, 6.0)
+
+    assert pool.effects() == [Grant(second, second.granted)]
+
+
+@pytest.mark.parametrize("end", ["expires", "is closed", "is lost", "drains"])
+def test_who_waits_for_a_stalled_connection_dials_when_it_ends(end):
+    """A stalled connection is idle to all timeouts; when one ends it the key dials anew."""
+    pool = Pool[str](free_socket_timeout=60.0)
+    waiting, attempt = dial(pool, shares=True)
+    pool.connected(attempt, "c", 0.0, capacity=0)
+    assert pool.effects() == []
+
+    {
+        "expires": lambda: pool.handle_timeout(60.0),
+        "is closed": lambda: pool.close_idle(1.0),
+        "is lost": lambda: pool.connection_lost("c", 1.0, "eof"),
+        "drains": lambda: pool.drain("c", 1.0, "goaway"),
+    }[end]()
+
+    close, connect = pool.effects()
+    assert close.connection == "c"
+    assert connect.attempt.cause is waiting
+
+
+def test_release_that_buries_a_stalled_connection_dials_for_its_key():
+    """A driver without timers: the release of another key's connection ends the stalled one, and its key dials."""
+    pool = Pool[str](free_socket_timeout=60.0)
+    waiting, attempt = dial(pool, shares=True)
+    pool.connected(attempt, "c", 0.0, capacity=0)
+    held = lease(pool, "b", B)
+
+    pool.release(held, 60.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("c", "free_socket_timeout")
+    assert connect.attempt.cause is waiting
+
+
+def test_capacity_of_idle_connections_follows_the_peer():
+    """An idle connection whose peer withdraws its capacity is not leased, and is again when it comes back."""
+    pool = Pool[str]()
+    [held] = share(pool, "c", 5)
+    pool.release(held, 1.0, reusable=True)
+
+    pool.set_capacity("c", 0, 1.0)
+    waiting = queue(pool, shares=True)
+    pool.cancel(waiting, 1.0)
+    pool.set_capacity("c", 3, 2.0)
+    pool.set_capacity("gone", 3, 2.0)
+
+    assert [pool.acquire(A, 2.0, shares=True).connection for _ in range(3)] == ["c", "c", "c"]
+
+
+def test_shared_connection_ends_for_an_older_ticket_of_another_key():
+    """At the total limit a connection that is never idle drains, one for each key that waits, and no key starves."""
+    pool = Pool[str](max_total_sockets=2)
+    one = share(pool, "1", 2, leases=2)
+    two = share(pool, "2", 2, leases=2)
+    starved = queue(pool, B)
+
+    pool.release(one[0], 1.0, reusable=True)
+    pool.release(two[0], 1.0, reusable=True)
+    assert pool.effects() == []
+    assert pool.acquire(A, 1.0, shares=True).connection == "2"
+    pool.release(one[1], 2.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("1", "make_room")
+    assert connect.attempt.cause is starved
+
+
+def test_shared_connection_ends_for_an_older_fresh_ticket():
+    """At its own limit a key lets its connection drain for a retry that cannot use it."""
+    pool = Pool[str](max_sockets=1)
+    one, two = share(pool, "c", 2, leases=2)
+    fresh = queue(pool, fresh=True, shares=True)
+
+    pool.release(one, 1.0, reusable=True)
+    ordinary = queue(pool, shares=True)
+    pool.release(two, 2.0, reusable=True)
+
+    close, connect = pool.effects()
+    assert close == Close("c", "make_room")
+    assert connect.attempt.cause is fresh
+    pool.connected(connect.attempt, "d", 3.0, capacity=2)
+    assert pool.effects() == [Grant(fresh, fresh.granted), Grant(ordinary, ordinary.granted)]
+
+
+def test_retries_share_a_connection_made_since():
+    """Room of a connection that is younger than a retry will do for it."""
+    pool = Pool[str](max_sockets=1)
+    first, attempt = dial(pool, fresh=True, shares=True)
+    second = queue(pool, fresh=True, shares=True)
+
+    pool.connected(attempt, "c", 1.0, capacity=2)
+    assert pool.effects() == [Grant(first, first.granted), Grant(second, second.granted)]
+    third = queue(pool, fresh=True, shares=True)
+    pool.set_capacity("c", 3, 2.0)
+
+    assert third.granted is None
+
+
+def test_closed_pool_lets_shared_connections_finish():
+    """After close each exchange of a shared connection ends in peace, the last one closes it."""
+    pool = Pool[str]()
+    one, two = share(pool, "c", 3, leases=2)
+
+    pool.close(1.0)
+    pool.release(one, 2.0, reusable=True)
+    assert pool.effects() == []
+    pool.release(two, 2.0, reusable=True)
+
+    assert pool.effects() == [Close("c", "agent_closed")]
+
+
+# -- First contact
+
+
+def test_one_attempt_serves_all_tickets_of_a_key_that_may_share():
+    """Until the answer is known one attempt is made, and its connection serves as many as it may."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    second, third, fourth = (queue(pool, shares=True) for _ in range(3))
+
+    pool.connected(attempt, "c", 1.0, capacity=3)
+
+    *grants, connect = pool.effects()
+    assert grants == [Grant(ticket, ticket.granted) for ticket in (first, second, third)]
+    assert connect.attempt.cause is fourth
+
+
+def test_answer_that_nothing_is_shared_dials_for_the_rest_at_once():
+    """A connection for one exchange at a time frees the others to dial side by side; that is remembered."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    second, third = queue(pool, shares=True), queue(pool, shares=True)
+
+    pool.connected(attempt, "c", 1.0)
+
+    grant, two, three = pool.effects()
+    assert grant == Grant(first, first.granted)
+    assert [two.attempt.cause, three.attempt.cause] == [second, third]
+    for connect in (two, three):
+        pool.connect_failed(connect.attempt, FAILED, 2.0)
+    pool.release(first.granted, 2.0, reusable=False)
+    pool.effects()
+    assert pool.keys() == []
+    for _ in range(2):
+        dial(pool, shares=True)
+
+
+def test_last_connection_of_a_key_has_the_last_word():
+    """Where one turns out to be shared after all, one attempt serves all again."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    pool.connected(attempt, "c", 1.0)
+    assert pool.effects() == [Grant(first, first.granted)]
+    _, attempt = dial(pool, shares=True)
+
+    pool.connected(attempt, "d", 2.0, capacity=2)
+    pool.effects()
+    pool.acquire(A, 3.0, shares=True)
+
+    dial(pool, shares=True)
+    queue(pool, shares=True)
+
+
+def test_answers_are_kept_for_the_last_keys_alone():
+    """What is remembered of keys is bounded: the one asked for longest ago is forgotten first."""
+    pool = Pool[str](keep_alive=False)
+
+    def answer(key: str) -> None:
+        _, attempt = dial(pool, key, shares=True)
+        pool.connected(attempt, f"to {key}", 0.0)
+        [grant] = pool.effects()
+        pool.release(grant.lease, 0.0, reusable=True)
+        pool.effects()
+
+    for number in range(1_024):
+        answer(f"k{number}")
+    ticket, attempt = dial(pool, "k0", shares=True)
+    pool.cancel(ticket, 0.0)
+    pool.connect_failed(attempt, None, 0.0)
+    answer("one more")
+
+    dial(pool, "k1", shares=True)
+    queue(pool, "k1", shares=True)
+    for _ in range(2):
+        dial(pool, "k0", shares=True)
+
+
+def test_failure_of_the_one_attempt_is_told_to_all():
+    """An attempt that stood for all tickets refuses them all: none waits for a failure of its own."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    second = queue(pool, shares=True)
+
+    pool.connect_failed(attempt, FAILED, 1.0)
+
+    assert pool.effects() == [Refuse(first, FAILED), Refuse(second, FAILED)]
+    assert pool.keys() == []
+
+
+def test_failure_beside_a_full_connection_is_told_to_one():
+    """Where a connection may yet serve the others only the ticket that caused the attempt is refused."""
+    pool = Pool[str]()
+    held = share(pool, "c", 2, leases=2)
+    second, attempt = dial(pool, shares=True)
+    third = queue(pool, shares=True)
+
+    pool.connect_failed(attempt, FAILED, 1.0)
+
+    refuse, connect = pool.effects()
+    assert refuse == Refuse(second, FAILED)
+    assert connect.attempt.cause is third
+    pool.release(held[0], 2.0, reusable=True)
+    assert pool.effects() == [Grant(third, third.granted)]
+
+
+def test_second_attempt_joins_a_slow_first():
+    """After `dial_delay` another ticket causes a second attempt; the first of them that finishes serves all."""
+    pool = Pool[str](dial_delay=2.0)
+    first, slow = dial(pool, now=1.0, shares=True)
+    assert pool.next_deadline() is None
+    second = queue(pool, now=1.5, shares=True, deadline=9.0)
+    third = queue(pool, now=1.5, shares=True)
+
+    assert pool.next_deadline() == 3.0
+    pool.handle_timeout(2.9)
+    assert pool.effects() == []
+    pool.handle_timeout(3.0)
+    [connect] = pool.effects()
+    assert connect.attempt.cause is second
+    assert pool.next_deadline() is None
+    pool.connected(connect.attempt, "c", 4.0, capacity=9)
+
+    assert pool.effects() == [Grant(ticket, ticket.granted) for ticket in (first, second, third)]
+    pool.connect_failed(slow, FAILED, 5.0)
+    assert pool.effects() == []
+
+
+def test_failure_of_one_of_two_attempts_costs_nobody_anything():
+    """While one attempt is left nobody is refused, and the next second attempt waits for its time."""
+    pool = Pool[str](dial_delay=2.0)
+    first, slow = dial(pool, shares=True)
+    second = queue(pool, shares=True, deadline=9.0)
+    pool.handle_timeout(2.0)
+    [connect] = pool.effects()
+
+    pool.connect_failed(connect.attempt, FAILED, 2.5)
+
+    assert pool.effects() == []
+    assert pool.next_deadline() == 4.0
+    pool.connect_failed(slow, FAILED, 3.0)
+    assert pool.effects() == [Refuse(first, FAILED), Refuse(second, FAILED)]
+
+
+def test_abandoned_first_attempt_is_made_anew():
+    """An attempt given up by the driver is nobody's error at first contact either."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    queue(pool, shares=True)
+
+    pool.connect_failed(attempt, None, 1.0)
+
+    [connect] = pool.effects()
+    assert connect.attempt.cause is first
+
+
+def test_keys_that_cannot_share_wait_for_no_dial_delay():
+    """Without `shares` every ticket dials at once, and no timer is armed."""
+    pool = Pool[str](dial_delay=2.0)
+
+    dial(pool)
+    dial(pool)
+
+    assert pool.next_deadline() is None
+
+
 # -- Preconnecting
 
 
@@ -964,6 +1454,35 @@ def test_warm_request_costs_the_same_among_ten_thousand():
     assert calls_of_a_warm_request(keys=10_000, waiters=10_000) == alone
 
 
+def calls_of_a_shared_request(leases: int, waiters: int) -> int:
+    """Count the Python calls of one lease and its release on a shared connection in use."""
+    pool = Pool[str](max_sockets=1)
+    share(pool, "full", 2, B, leases=2)
+    for _ in range(waiters):
+        queue(pool, B, deadline=1e6)
+    share(pool, "c", 10**6, leases=leases)
+    calls = 0
+
+    def count_calls(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count_calls)
+    try:
+        pool.release(pool.acquire(A, 1.0), 1.0, reusable=True)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_shared_request_costs_the_same_among_ten_thousand():
+    """A lease of a shared connection is a handful of Python calls, however many others are out or wait."""
+    alone = calls_of_a_shared_request(leases=1, waiters=0)
+
+    assert alone <= 8
+    assert calls_of_a_shared_request(leases=10_000, waiters=10_000) == alone
+
+
 # -- Mending what an exception tore
 
 
@@ -976,11 +1495,14 @@ class Driver:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.pool = Pool[str](max_sockets=3, max_total_sockets=total, free_socket_timeout=60)
+        self.pool = Pool[str](max_sockets=3, max_total_sockets=total, free_socket_timeout=60, dial_delay=4.0)
         self.leases: dict[str, Lease[str]] = {}
         self.tickets: dict[str, Ticket[str]] = {}
         self.attempts: list[Attempt[str]] = []
         self.closed: list[str] = []
+        self.begin()
+
+    def begin(self) -> None:
         for name in ("held", "idle"):
             self.acquire(name)
             self.connect(f"{name}-connection")
@@ -996,8 +1518,8 @@ class Driver:
         (self.leases if isinstance(got, Lease) else self.tickets)[user] = got
         self.carry_out()
 
-    def connect(self, name: str) -> None:
-        self.pool.connected(self.attempts.pop(0), name, 0.0)
+    def connect(self, name: str, capacity: int = 1) -> None:
+        self.pool.connected(self.attempts.pop(0), name, 0.0, capacity=capacity)
         self.carry_out()
 
     def fail(self, error: BaseException | None) -> None:
@@ -1019,6 +1541,14 @@ class Driver:
 
     def lose(self, name: str) -> None:
         self.pool.connection_lost(name, 0.0, "lost")
+        self.carry_out()
+
+    def set_capacity(self, name: str, capacity: int) -> None:
+        self.pool.set_capacity(name, capacity, 0.0)
+        self.carry_out()
+
+    def drain(self, name: str) -> None:
+        self.pool.drain(name, 0.0, "drained")
         self.carry_out()
 
     def carry_out(self) -> None:
@@ -1044,7 +1574,7 @@ class Driver:
     def check(self) -> None:
         """The pool's numbers are those of the driver, limits hold, and what the pool keeps still serves."""
         counts = self.pool.counts()
-        active = [lease for lease in self.leases.values() if self.pool.holds(lease.connection)]
+        active = {lease.connection for lease in self.leases.values() if self.pool.holds(lease.connection)}
         assert counts.active == len(active)
         assert counts.waiting == len(self.tickets)
         assert counts.dialling == len(self.attempts)
@@ -1092,6 +1622,48 @@ CHANGES = {
 }
 
 
+class SharingDriver(Driver):
+    """The same for connections that are shared: full, with room, draining, idle and stalled; one attempt for two."""
+
+    def begin(self) -> None:
+        for user in ("one", "two", "three"):
+            self.acquire(user, shares=True)
+        self.connect("full", 2)
+        self.connect("roomy", 3)
+        self.acquire("four", shares=True)
+        for user in ("first", "second"):
+            self.acquire(user, key=B, shares=True)
+        self.connect("draining", 1)
+        self.set_capacity("draining", 2)
+        self.drain("draining")
+        self.acquire("late", fresh=True, shares=True, deadline=9.0)
+
+
+SHARING_CHANGES = {
+    "acquire": lambda driver: driver.acquire("new", shares=True),
+    "acquire and wait": lambda driver: driver.acquire("new", key=B, shares=True, deadline=3.0),
+    "release": lambda driver: driver.release("three"),
+    "release of the full one": lambda driver: driver.release("one"),
+    "last release": lambda driver: (driver.release("three"), driver.release("four")),
+    "release for good": lambda driver: driver.release("one", reusable=False),
+    "last release of the draining one": lambda driver: driver.release("first"),
+    "connected": lambda driver: driver.connect("new-connection", 2),
+    "connected without room": lambda driver: driver.connect("new-connection", 0),
+    "connect failed": lambda driver: driver.fail(FAILED),
+    "capacity raised": lambda driver: driver.set_capacity("full", 3),
+    "capacity lowered": lambda driver: driver.set_capacity("roomy", 1),
+    "capacity withdrawn": lambda driver: (
+        driver.release("three"),
+        driver.release("four"),
+        driver.set_capacity("roomy", 0),
+    ),
+    "drain": lambda driver: driver.drain("full"),
+    "lost": lambda driver: driver.lose("full"),
+    "lost while draining": lambda driver: driver.lose("draining"),
+    "timeout": lambda driver: driver.pass_time(10.0),
+}
+
+
 def strike(change, at):
     """Run a change and raise at the `at`-th line that is run in the pool's modules; returns whether it came so far."""
     left = at
@@ -1132,6 +1704,60 @@ def test_pool_torn_at_any_line_is_mended(name, total):
         driver.check()
         driver.finish()
     assert at > 1
+
+
+@pytest.mark.parametrize("total", [4, 5, 7])
+@pytest.mark.parametrize("name", SHARING_CHANGES)
+def test_pool_of_shared_connections_torn_at_any_line_is_mended(name, total):
+    """
+    The same where connections are shared: besides, none of them has more leases than it may, and no exchange that goes
+    on loses its connection.
+    """
+    for at in range(1_000):
+        driver = SharingDriver(total)
+        held = {user: lease.connection for user, lease in driver.leases.items()}
+        if not strike(lambda driver=driver: SHARING_CHANGES[name](driver), at):
+            break
+        driver.mend()
+        driver.check()
+        for user, connection in held.items():
+            others = [lease for other, lease in driver.leases.items() if other != user]
+            alive = driver.pool.holds(connection) or not any(lease.connection == connection for lease in others)
+            assert alive or name.startswith("lost")
+        driver.finish()
+    assert at > 1
+
+
+def test_connection_spoilt_by_a_torn_release_takes_no_more():
+    """
+    Wherever an exception strikes the release that tells that a connection may not serve again: nobody new gets it.
+    """
+    for at in range(1_000):
+        driver = SharingDriver(7)
+        if not strike(lambda driver=driver: driver.release("one", reusable=False), at):
+            break
+        if "one" in driver.leases:  # struck before it was given back
+            continue
+        driver.mend()
+        driver.acquire("new", shares=True)
+        assert "new" not in driver.leases or driver.leases["new"].connection != "full"
+        driver.release("two")
+        assert not driver.pool.holds("full")
+    assert at > 1
+
+
+@pytest.mark.parametrize("total", [4, 5, 7])
+def test_mending_a_whole_pool_of_shared_connections_changes_nothing(total):
+    """
+    Mended without need, a pool has the same connections with the same room, tickets and attempts.
+    """
+    driver = SharingDriver(total)
+    told = [(driver.pool.counts(key), driver.pool.next_deadline(), driver.closed.copy()) for key in (None, A, B)]
+
+    driver.mend()
+
+    assert [(driver.pool.counts(key), driver.pool.next_deadline(), driver.closed) for key in (None, A, B)] == told
+    driver.finish()
 
 
 @pytest.mark.parametrize("total", [4, 5, 7])
