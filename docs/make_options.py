@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlsagent import UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts, node
+from tlsagent import UNSET, AgentOptions, ConnectionOptions, Http1Options, Http2Options, Timeouts, node
 from tlsagent._identity import KEY_TABLE
 from tlsagent._options import DEFAULTS
 
@@ -48,6 +48,12 @@ system's resolver.
 
 {http1}
 
+## Windows and limits for HTTP/2
+
+`http2=Http2Options(...)`.
+
+{http2}
+
 ## Not in this release
 
 {missing}
@@ -79,13 +85,14 @@ This page is written from the code by `make docs`.
 {support}
 """
 
+OWN_TABLES = ("timeouts", "http1", "http2")
 CALLS = ("context", "connect", "agent", "request")
 
 
 def options_page() -> str:
     """Return docs/options.md as it should be."""
     of_connections = ConnectionOptions.field_names()
-    of_agents = [name for name in AgentOptions.field_names() if name not in (*of_connections, "timeouts", "http1")]
+    of_agents = [name for name in AgentOptions.field_names() if name not in (*of_connections, *OWN_TABLES)]
     missing = [f"`{name}`" for name in AgentOptions.field_names() if getattr(DEFAULTS, name) is UNSET]
     told = f"Known by name, and refused with `NotImplementedError` when they are given: {', '.join(missing)}."
     return OPTIONS.format(
@@ -93,6 +100,7 @@ def options_page() -> str:
         agent=_defaults(DEFAULTS, of_agents),
         timeouts=_defaults(DEFAULTS.timeouts, [field.name for field in dataclasses.fields(Timeouts)]),
         http1=_defaults(DEFAULTS.http1, [field.name for field in dataclasses.fields(Http1Options)]),
+        http2=_defaults(DEFAULTS.http2, [field.name for field in dataclasses.fields(Http2Options)]),
         missing=textwrap.fill(told, 120, break_long_words=False, break_on_hyphens=False) if missing else "Nothing.",
         key=_table(
             ("option", "in the key", "where", "why"),

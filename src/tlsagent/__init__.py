@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tlsagent._options import AgentOptions as AgentOptions
     from tlsagent._options import ConnectionOptions as ConnectionOptions
     from tlsagent._options import Http1Options as Http1Options
+    from tlsagent._options import Http2Options as Http2Options
     from tlsagent._options import ServerOptionWarning as ServerOptionWarning
     from tlsagent._options import Timeouts as Timeouts
     from tlsagent._proxy import Proxy as Proxy
@@ -83,7 +84,15 @@ _HOMES = {
     "_exchange": ("Timings",),
     "_http.messages": ("Headers", "ResponseHead"),
     "_option_rules": ("Psk",),
-    "_options": ("UNSET", "AgentOptions", "ConnectionOptions", "Http1Options", "ServerOptionWarning", "Timeouts"),
+    "_options": (
+        "UNSET",
+        "AgentOptions",
+        "ConnectionOptions",
+        "Http1Options",
+        "Http2Options",
+        "ServerOptionWarning",
+        "Timeouts",
+    ),
     "_proxy": ("Proxy",),
     "_response": ("Response",),
     "_secure_context": ("create_secure_context",),

@@ -1,9 +1,10 @@
 """
-One socket's worth of protocol: the TLS engine, HTTP/1.1 or raw bytes upon it, and the timers of both.
+One socket's worth of protocol: the TLS engine, HTTP/1.1, HTTP/2 or raw bytes upon it, and the timers of both.
 
 A `Connection` is fed by its driver and never calls anybody but the exchange it carries. What it has to say to the agent
-lies in `news` for the driver to carry over: the exchange that ended, TLS sessions that came, and whether it is dead. It
-belongs to whoever holds its lease; it takes no locks.
+waits for the driver to carry it over: exchanges that ended, TLS sessions that came, and whether it is dead. It takes no
+locks: with HTTP/1.1 it belongs to whoever holds its lease, with HTTP/2 it is *shared*, and its driver sees to it that
+calls do not overlap.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 from tlsagent._body import PIECE
+from tlsagent._multiplex import Multiplex
 from tlsagent._raw import RawStream
 from tlsagent._tls.engine import TLSEngine
 from tlsagent._tls.listeners import stderr_tracer
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tlsagent._exchange import Exchange
-    from tlsagent._http.engines import HTTP1Engine
+    from tlsagent._http.engines import HTTP1Engine, HTTP2Engine
     from tlsagent._identity import Plan, Secured
     from tlsagent._tls.certificates import PeerCertificate
     from tlsagent._tls.context import SecureContext
@@ -155,6 +157,40 @@ class SocketLimits(NamedTuple):
     hint_margin: float
 
 
+class Protocols(NamedTuple):
+    """
+    What the requests of an agent may be carried by.
+
+    Attributes:
+        http1, http2: Make an engine for one connection.
+        ping_interval, ping_timeout: Of `Http2Options`.
+    """
+
+    http1: Callable[[], HTTP1Engine]
+    http2: Callable[[], HTTP2Engine]
+    ping_interval: float | None
+    ping_timeout: float | None
+
+
+class News(NamedTuple):
+    """
+    What a shared connection has to say to the agent, taken in one moment.
+
+    Attributes:
+        serial: Which news are newer: threads may carry them over in another order.
+        ended: Exchanges that have ended.
+        capacity: How many it may carry at a time.
+        leaving: Why it is to take no further one, or None.
+        dead: Why it can carry nothing more, or None.
+    """
+
+    serial: int
+    ended: list[Exchange]
+    capacity: int
+    leaving: str | None
+    dead: str | None
+
+
 class RawSink(Protocol):
     """Who receives the plaintext of a connection that carries no HTTP."""
 
@@ -172,9 +208,10 @@ class Connection:
     Attributes:
         plan: For whom it was made.
         info: None until the handshake is complete and the peer verified.
-        exchange: What it carries now.
-        requests: How many exchanges it has carried, the present one included.
-        ended: News: the exchange that ended here.
+        shared: Its exchanges, where it carries several at a time: HTTP/2 was chosen. None before the handshake is over.
+        exchange: What it carries now, where it carries one at a time.
+        requests: How many exchanges it has carried, the present ones included.
+        ended: News: the exchange that ended here, where it carries one at a time.
         sessions: News: TLS sessions that came.
         dead: News: one word for why it can carry nothing more, or None. What is left to send may still be sent.
         error: Why it died, if an error says so.
@@ -183,7 +220,7 @@ class Connection:
         bytes_sent, bytes_received, session_offered, sessions_stored: Tallies for the counters.
         dialled_at, dial_timings: When its dial began, and the seconds that lookup, connect and handshake took.
         tunnelling: Whether a proxy has not opened its tunnel yet.
-        timer: The agent's; opaque here.
+        timer, told: The agent's; opaque here.
         transport: The driver's; opaque here.
     """
 
@@ -197,9 +234,12 @@ class Connection:
         "_last_activity",
         "_limits",
         "_on_tunnel_opened",
+        "_protocols",
         "_raw",
         "_retirement",
         "_retires_at",
+        "_serial",
+        "_told_capacity",
         "bytes_received",
         "bytes_sent",
         "dead",
@@ -215,8 +255,10 @@ class Connection:
         "session_offered",
         "sessions",
         "sessions_stored",
+        "shared",
         "stream",
         "timer",
+        "told",
         "transport",
         "tunnelling",
     )
@@ -229,7 +271,7 @@ class Connection:
         now: float,
         wall: float,
         session: Session | None,
-        http: HTTP1Engine | None,
+        protocols: Protocols | None,
         raw: RawSink | None,
         addresses: tuple[object, object],
         dial_timings: dict[str, float],
@@ -241,7 +283,8 @@ class Connection:
     ) -> None:
         self.plan = plan
         self._id = id
-        self._http = http
+        self._protocols = protocols
+        self._http: HTTP1Engine | None = None
         self._raw = raw
         self._addresses = addresses
         self._inactivity = plan.inactivity
@@ -260,6 +303,7 @@ class Connection:
             outer = _engine(plan.proxy_tls, wall - now) if plan.proxy_tls is not None else None
             self._engine = TunnelledEngine(engine, tunnel, outer)
         self.info: ConnectionInfo | None = None
+        self.shared: Multiplex | None = None
         self.exchange: Exchange | None = None
         self.requests = 0
         self.ended: Exchange | None = None
@@ -274,6 +318,9 @@ class Connection:
         self.session_offered = self._engine.offered_session
         self.sessions_stored = 0
         self.timer: Any = None
+        self.told = 0
+        self._serial = 0
+        self._told_capacity = -1
         self.transport: Any = None
         self._engine.start()
 
@@ -306,27 +353,38 @@ class Connection:
     def data_to_send(self) -> bytes:
         """Return what is to be written to the socket."""
         engine = self._engine
+        if self.shared is not None and self.dead is None:
+            self._encrypt(self.shared)
         if not engine.unsent:
             return b""
         data = engine.data_to_send()
         self.bytes_sent += len(data)
         return data
 
+    def _encrypt(self, shared: Multiplex) -> None:
+        data = shared.data_to_send()
+        if data:
+            self._engine.write(data)
+
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due, infinity for never."""
         exchange = self.exchange
         deadline = exchange.deadline if exchange is not None else math.inf
+        if self.shared is not None:
+            deadline = self.shared.next_deadline()
         if self._inactivity is not None:
             return min(deadline, self._last_activity + self._inactivity)
         return deadline
 
     def handle_timeout(self, now: float) -> None:
         """Fail what is overdue."""
-        exchange = self.exchange
-        if exchange is None and self._raw is None and self.info is not None:
+        exchange, shared = self.exchange, self.shared
+        if exchange is None and self._raw is None and self.info is not None and not (shared and shared.busy):
             self.check_idle(now)
             return
         overdue: RequestError | None = exchange.overdue(now) if exchange is not None else None
+        if shared is not None:
+            overdue = shared.handle_timeout(now)
         if overdue is None and self._inactivity is not None and now >= self._last_activity + self._inactivity:
             overdue = InactivityTimeout(f"the connection was silent for {self._inactivity:g} s (timeout)")
         if overdue is not None:
@@ -340,8 +398,10 @@ class Connection:
     def slept(self, seconds: float) -> None:
         """Count time that the machine slept as time it lay idle, and as part of its lifetime."""
         self._retires_at -= seconds
-        if self.exchange is None:
+        if self.exchange is None and not (self.shared and self.shared.busy):
             self._last_activity -= seconds
+            if self.shared is not None:
+                self.shared.slept(seconds)
 
     def check_idle(self, now: float) -> None:
         """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
@@ -354,9 +414,12 @@ class Connection:
 
     def start(self, exchange: Exchange, now: float) -> None:
         """Begin an exchange, and send it whole unless its body is a `Body`: those the driver sends piece by piece."""
+        assert self.info is not None
+        if self.shared is not None:
+            self._start_shared(self.shared, exchange, now)
+            return
         http = self._http
         assert http is not None
-        assert self.info is not None
         self.exchange = exchange
         self.requests += 1
         if self.requests > 1:
@@ -379,8 +442,26 @@ class Connection:
             return
         exchange.sent(now)
 
+    def _start_shared(self, shared: Multiplex, exchange: Exchange, now: float) -> None:
+        assert self.info is not None
+        inactivity = exchange.plan.inactivity
+        if not shared.busy:
+            self._last_activity = now
+            self._inactivity = inactivity
+        elif inactivity is not None and (self._inactivity is None or inactivity < self._inactivity):
+            self._inactivity = inactivity
+        self.requests += 1
+        exchange.begin(self.info, self.requests, now)
+        shared.start(exchange, self, now)
+
     def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
-        """Send a piece of the body; returns False once no more is needed: the exchange has ended, or its upload has."""
+        """
+        Send a piece of the body; returns False once no more is needed: the exchange has ended, or its upload has.
+
+        Where the exchange is `blocked` afterwards, the piece waits for the peer's windows, and so must the next.
+        """
+        if self.shared is not None:
+            return self.shared.send_body(exchange, piece, now)
         if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
             return False
         try:
@@ -393,6 +474,9 @@ class Connection:
 
     def end_body(self, exchange: Exchange, now: float) -> None:
         """Send the end of the body and the trailers, unless no more is needed."""
+        if self.shared is not None:
+            self.shared.end_body(exchange, now)
+            return
         if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
             return
         try:
@@ -402,12 +486,59 @@ class Connection:
             return
         exchange.sent(now)
 
+    def credit(self, exchange: Exchange) -> None:
+        """Take note that the body of an exchange was read so far: the peer of a shared connection may send more."""
+        stream = exchange.stream
+        stream.read(exchange.deadline)
+        if stream.over and not stream.owed:
+            exchange.stream = None
+
     def drop(self, exchange: Exchange, now: float, reason: str) -> None:
         """Give up an exchange whose response nobody wants any more; an HTTP/1.1 connection cannot outlive that."""
-        if self.exchange is exchange:
+        if self.shared is not None:
+            self.shared.drop(exchange, now)
+        elif self.exchange is exchange:
             self._let_go(exchange)
             exchange.fail(LocalProtocolError("the response was closed before its end", code="ERR_TLSAGENT_CLOSED"), now)
             self.abort(reason)
+
+    # --- What is shared -----------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """How many exchanges it may carry at a time."""
+        shared, most = self.shared, self._limits.max_requests
+        if shared is None:
+            return 1
+        if most is None:
+            return shared.capacity
+        return min(shared.capacity, shared.carried + max(0, most - self.requests))
+
+    def take_news(self, now: float) -> News | None:
+        """Return what a shared connection has to say to the agent, None if that is nothing new."""
+        shared = self.shared
+        assert shared is not None
+        capacity, leaving = self.capacity, self._why_leaving(shared, now)
+        if not shared.ended and capacity == self._told_capacity and leaving is None and self.dead is None:
+            return None
+        ended, shared.ended = shared.ended, []
+        self._serial += 1
+        self._told_capacity = capacity
+        return News(self._serial, ended, capacity, leaving, self.dead)
+
+    def refuses(self, now: float) -> str | None:
+        """Return why no exchange may begin on it, None if one may."""
+        if self.dead is None and self.shared is not None:
+            return self._why_leaving(self.shared, now)
+        return self.dead
+
+    def _why_leaving(self, shared: Multiplex, now: float) -> str | None:
+        if shared.draining:
+            return "goaway"
+        most = self._limits.max_requests
+        if most is not None and self.requests >= most:
+            return "max_requests"
+        return self._retirement if now >= self._retires_at else None
 
     # --- Raw bytes ----------------------------------------------------------------------------------------------------
 
@@ -445,6 +576,12 @@ class Connection:
 
         A peer may take its leave, or send bytes that nobody asked for, in the same breath as its Finished.
         """
+        if self.shared is not None and self.shared.draining and self.dead is None:
+            return ConnectionLost(
+                "the server took its leave (GOAWAY) before it had a request",
+                phase="handshake",
+                code="ERR_HTTP2_GOAWAY_SESSION",
+            )
         if self.error is not None or self.dead is None:
             return self.error
         if self.info is None:
@@ -464,7 +601,10 @@ class Connection:
         return self.exchange is not None and self.exchange.paused
 
     def close(self, reason: str) -> None:
-        """End it in good order: close_notify is ready to be sent."""
+        """End it in good order: close_notify is ready to be sent, and GOAWAY before it where that is due."""
+        if self.shared is not None and self.dead is None:
+            self.shared.close()
+            self._encrypt(self.shared)
         self.dead = self.dead or reason
         self._engine.close()
 
@@ -473,16 +613,18 @@ class Connection:
         self.dead = self.dead or reason
         self._engine.abort()
 
-    def disown(self, error: TLSAgentError) -> Exchange | None:
+    def disown(self, error: TLSAgentError) -> list[Exchange]:
         """
         Mark it as another's, and return what it carried. The TLS engine is not touched: it may be in the middle of
         something that will never go on here.
         """
-        exchange = self.exchange or self.ended
+        exchanges = [exchange for exchange in (self.exchange, self.ended) if exchange is not None]
         self.exchange = self.ended = None
+        if self.shared is not None:
+            exchanges += self.shared.disown()
         self.error = self.error or error
         self.dead = self.dead or "disowned"
-        return exchange
+        return exchanges
 
     def fail(self, error: TLSAgentError, now: float, reason: str) -> None:
         """End it, and what it carries, with an error."""
@@ -497,6 +639,8 @@ class Connection:
             exchange.fail(error, now)
             self.ended = exchange
         self.dead = self.dead or reason or ("lost" if isinstance(error, ConnectionLost) else "error")
+        if self.shared is not None:
+            self.shared.fail(error, now)
         self._engine.abort()
 
     # --- What the TLS engine tells: it is a TunnelSink ----------------------------------------------------------------
@@ -511,8 +655,7 @@ class Connection:
 
     def secured(self, facts: HandshakeFacts, now: float) -> None:
         """Note the end of the handshake; refuse a protocol that is not ours to speak."""
-        if self._http is not None:
-            _require_http1(facts.alpn_protocol, self.plan.key.identity.alpn_protocols)
+        http_engine = None if self._protocols is None else self._choose_protocol(self._protocols, facts, now)
         why = None
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
@@ -524,9 +667,20 @@ class Connection:
             addresses=self._addresses,
             opened_at=now,
             why_not_resumed=why,
-            http_engine=self._http.name if self._http is not None else None,
+            http_engine=http_engine,
             proxy=self.plan.proxy.url if self.plan.proxy is not None else None,
         )
+
+    def _choose_protocol(self, protocols: Protocols, facts: HandshakeFacts, now: float) -> str:
+        """Speak what ALPN has chosen; returns the name of the engine."""
+        chosen = facts.alpn_protocol
+        if chosen == "h2":
+            engine = protocols.http2()
+            self.shared = Multiplex(engine, protocols.ping_interval, protocols.ping_timeout, now)
+            return engine.name
+        _require_http1(chosen, self.plan.key.identity.alpn_protocols)
+        http = self._http = protocols.http1()
+        return http.name
 
     def session_received(self, session: Session) -> None:
         """Keep a TLS session for the agent."""
@@ -538,6 +692,9 @@ class Connection:
         if self._raw is not None:
             self._raw.plaintext_received(data, now)
             return
+        if self.shared is not None:
+            self._receive_shared(self.shared, data, now)
+            return
         exchange = self.exchange
         if exchange is None or self._http is None:
             # Whatever it says, it answers no request of ours: an answer to the next one would be the wrong one.
@@ -548,6 +705,13 @@ class Connection:
         self._http.receive_data(data, exchange)
         self._settle(exchange, now)
 
+    def _receive_shared(self, shared: Multiplex, data: bytes, now: float) -> None:
+        try:
+            shared.receive_data(data, now)
+        except RequestError as error:
+            self.error = self.error or error
+            self.close("error")
+
     def plaintext_ended(self, clean: bool, now: float) -> None:
         """Pass on the end of the plaintext."""
         self.dead = self.dead or "peer"
@@ -555,6 +719,8 @@ class Connection:
             self._raw.plaintext_ended(clean, now)
             if self.exchange is not None:
                 self._let_go(self.exchange)
+        elif self.shared is not None:
+            self.shared.receive_eof(clean, now)
         elif self.exchange is not None and self._http is not None:
             exchange = self.exchange
             exchange.now = now
@@ -637,7 +803,7 @@ def _require_http1(chosen: str | None, offered: tuple[str, ...]) -> None:
         return
     what = f"chose {quoted(chosen)}" if chosen else f"chose none of {', '.join(map(quoted, offered))}"
     raise HandshakeError(
-        f'the server {what} by ALPN, and a request needs HTTP/1.1: have alpn_protocols offer only "http/1.1"',
+        f'the server {what} by ALPN, and a request needs HTTP: have alpn_protocols offer only "h2" and "http/1.1"',
         code="ERR_TLSAGENT_ALPN",
     )
 

@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
-from tlsagent._connection import Connection, RawSink, SocketLimits
+from tlsagent._connection import Connection, Protocols, RawSink, SocketLimits
 from tlsagent._deadlines import Deadlines, Timer
 from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange
-from tlsagent._http.engines import http1_engine
+from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import request_head, trailer_fields
 from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
 from tlsagent._options import (
@@ -57,6 +57,7 @@ from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tlsagent._connection import ConnectionInfo, News
     from tlsagent._http.messages import CallerFields, RequestHead
     from tlsagent._identity import Origin
     from tlsagent.errors import TLSAgentError
@@ -80,7 +81,7 @@ class AgentCore:
         options: Resolved: what was said, over the library's defaults.
         pool: Who gets which connection.
         heard: Whether anybody has subscribed to events.
-        abandoned: Exchanges whose response was collected unread; finalisers append here.
+        abandoned: Exchanges whose response was collected unread; finalisers append here, drivers give them up.
         awake_until: How far the wall clock may be ahead of the monotonic one; beyond, `slept` is to be called.
     """
 
@@ -92,8 +93,13 @@ class AgentCore:
         self.store: SessionStore | None = options.session_store
         if self.store is None and options.max_cached_sessions != 0:
             self.store = MemorySessionStore(options.max_cached_sessions, _SESSIONS_PER_SCOPE)
-        self._http1 = http1_engine(options.http1_engine)
         self._http1_limits: Http1Options = options.http1
+        self._protocols = Protocols(
+            functools.partial(http1_engine(options.http1_engine), options.http1),
+            functools.partial(http2_engine(options.http2_engine), options.http2),
+            options.http2.ping_interval,
+            options.http2.ping_timeout,
+        )
         self._socket_limits = SocketLimits(
             options.max_lifetime, options.max_requests_per_socket, options.keep_alive_hint_margin
         )
@@ -124,6 +130,7 @@ class AgentCore:
             max_free_sockets=options.max_free_sockets,
             scheduling=options.scheduling,
             free_socket_timeout=options.free_socket_timeout,
+            dial_delay=options.dial_delay,
         )
 
     # --- Requests -----------------------------------------------------------------------------------------------------
@@ -268,12 +275,15 @@ class AgentCore:
 
     def acquire(self, exchange: Exchange, now: float) -> Lease[Connection] | Ticket[Connection]:
         """Reserve a connection for the exchange, or a place in the queue; a retry gets a new connection."""
-        if self.abandoned:
-            self.drop_abandoned(now)
         key = exchange.plan.key
         queue: float | None = exchange.timeouts.queue
         got = self.pool.acquire(
-            key, now, deadline=now + queue if queue else None, fresh=exchange.attempts > 0, user=exchange
+            key,
+            now,
+            deadline=now + queue if queue else None,
+            fresh=exchange.attempts > 0 and exchange.wants_fresh,
+            shares=exchange.plan.may_share,
+            user=exchange,
         )
         if isinstance(got, Lease):
             exchange.lease = got
@@ -292,24 +302,49 @@ class AgentCore:
         return f"the last connection of this key was closed: {reason}" if reason else "first connection of this key"
 
     def start(self, exchange: Exchange, now: float) -> None:
-        """Begin the exchange on the connection it was granted, which is its lease's alone. Takes no lock."""
+        """Begin the exchange on the connection it was granted. Takes no lock: that of a shared one is the caller's."""
         connection = exchange.lease.connection
         if connection.requests:
             exchange.why_not_reused = None
-            if self.heard or exchange.trace is not None:
-                self.emit(Reused(exchange.plan.key.digest, connection.info), exchange)
         elif connection.dialled_at >= exchange.created_at:
             exchange.dial_timings = connection.dial_timings
         connection.start(exchange, now)
 
+    def tell_started(self, exchange: Exchange) -> None:
+        """Emit the event of an exchange that was started. Call without a lock held."""
+        if exchange.reused:
+            self.emit(Reused(exchange.plan.key.digest, cast("ConnectionInfo", exchange.connection)), exchange)
+
     def give_back(self, exchange: Exchange, now: float) -> None:
-        """Return a lease that was not used: its connection was found dead."""
+        """Return a lease that was not used: its connection was found dead, or about to leave."""
         lease, exchange.lease = exchange.lease, None
         connection: Connection = lease.connection
-        self.pool.release(lease, now, reusable=connection.dead is None, reason=connection.dead or "")
+        why = connection.refuses(now)
+        self.pool.release(lease, now, reusable=why is None, reason=why or "")
+
+    def settle_shared(self, connection: Connection, news: News, now: float) -> None:
+        """Take over what a shared connection has to say."""
+        why = news.dead or news.leaving
+        if why is None and news.serial > connection.told:
+            # Before the leases come back: they may make room that is no more.
+            self.pool.set_capacity(connection, news.capacity, now)
+        connection.told = max(connection.told, news.serial)
+        for exchange in news.ended:
+            lease, exchange.lease = exchange.lease, None
+            if lease is not None:
+                self.pool.release(lease, now, reusable=why is None, reason=why or "")
+        if news.dead is not None:
+            self.pool.connection_lost(connection, now, news.dead)
+        elif news.leaving is not None:
+            self.pool.drain(connection, now, news.leaving)
 
     def settle(self, connection: Connection, now: float) -> None:
         """Take over what a connection has to say: the exchange that ended, its death."""
+        if connection.shared is not None:
+            news = connection.take_news(now)
+            if news is not None:
+                self.settle_shared(connection, news, now)
+            return
         exchange = connection.ended
         if exchange is not None:
             connection.ended = None
@@ -360,11 +395,6 @@ class AgentCore:
             exchange.lease = None
             self.pool.release(lease, now, reusable=False, reason="interrupted")
 
-    def drop_abandoned(self, now: float) -> None:
-        """End exchanges whose response was collected unread; finalisers leave them in `abandoned`."""
-        while self.abandoned:
-            self.give_up(self.abandoned.popleft(), now)
-
     # --- Dialling -----------------------------------------------------------------------------------------------------
 
     def effects(self) -> list[Effect]:
@@ -414,7 +444,7 @@ class AgentCore:
             now=now,
             wall=wall,
             session=None if dial.without_session else self._session_for(dial.plan, wall),
-            http=None if raw is not None else self._http1(self._http1_limits),
+            protocols=None if raw is not None else self._protocols,
             raw=raw,
             addresses=addresses,
             dial_timings=dial.timings,
@@ -481,7 +511,7 @@ class AgentCore:
         dial.enter(None, now)
         connection.timer = Timer(connection)
         if dial.attempt is not None:
-            self.pool.connected(dial.attempt, connection, now)
+            self.pool.connected(dial.attempt, connection, now, capacity=connection.capacity)
             dial.attempt.user = None
         self.watch(connection)
 
@@ -523,11 +553,11 @@ class AgentCore:
         """
         connections = self._tally.living()
         exchanges = [ticket.user for ticket in self.pool.forget()]
-        exchanges += [connection.disown(error) for connection in connections]
+        for connection in connections:
+            exchanges += connection.disown(error)
         for exchange in exchanges:
-            if exchange is not None:
-                exchange.ticket = exchange.lease = None
-                exchange.fail(error, now)
+            exchange.ticket = exchange.lease = None
+            exchange.fail(error, now)
         closed = self.pool.closed
         self.pool = self._new_pool()
         if closed:
@@ -615,7 +645,13 @@ class AgentCore:
             connection.handle_timeout(now)
             if connection.dead is None:
                 self.watch(connection)
-        return [c for c in due if c.dead is not None or (c.exchange is not None and c.exchange.nudged)]
+        return [
+            connection
+            for connection in due
+            if connection.dead is not None
+            or connection.shared is not None
+            or (connection.exchange is not None and connection.exchange.nudged)
+        ]
 
     # --- Events and counters ------------------------------------------------------------------------------------------
 

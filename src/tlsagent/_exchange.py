@@ -105,11 +105,14 @@ class Exchange:
         holding: Whether the body waits for it now.
         upload_stopped: Whether the rest of the body is not to be sent.
         nudged: Whether either of these has changed, and who sends the body has not looked yet; the driver's to clear.
-        switched: The `Connection` whose protocol the response has switched; opaque here.
+        switched: What the caller may take over, if the response has switched protocols: the `Connection`, or with
+            HTTP/2 the stream; opaque here.
         response: The response's head, once it is here.
         complete: Whether the response has ended.
         error: Why the exchange failed, if it did.
         attempts: How often the request was sent.
+        stream: Its stream on a shared connection, also after its end while somebody has yet to read; opaque here.
+        unprocessed: Whether an attempt failed that the peer has certainly not processed (RFC 9113, 8.7).
         ticket, lease, waker: The driver's and the pool's; opaque here.
     """
 
@@ -146,12 +149,14 @@ class Exchange:
         "retry",
         "sent_at",
         "started_at",
+        "stream",
         "switched",
         "ticket",
         "timeouts",
         "total_at",
         "trace",
         "trailers",
+        "unprocessed",
         "upload_stopped",
         "waker",
         "why_not_reused",
@@ -182,6 +187,7 @@ class Exchange:
         self.created_at = self.now = now
         self.total_at: float = now + timeouts.total if timeouts.total else math.inf
         self.attempts = 0
+        self.unprocessed = False
         self.awaiting = Awaiting.END
         self.waker: Any = None
         self.why_not_reused: str | None = None
@@ -210,6 +216,7 @@ class Exchange:
         self.holding = False
         self.upload_stopped = False
         self.nudged = False
+        self.stream: Any = None
         self.switched: Any = None
         self.complete = False
         self.error: BaseException | None = None
@@ -224,6 +231,16 @@ class Exchange:
         if self.awaiting is Awaiting.END:
             return False
         return bool(self.chunks) if self.awaiting is Awaiting.BODY else self.response is not None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a piece of the body waits for the peer's windows; no further one may be sent."""
+        return self.stream is not None and self.stream.blocked
+
+    @property
+    def wants_fresh(self) -> bool:
+        """Whether only a connection will do that is made from now on: the one before may have been stale."""
+        return self.attempts > 0 and not self.unprocessed
 
     @property
     def phase(self) -> Phase:
@@ -256,6 +273,10 @@ class Exchange:
         self.connection = connection
         self.request_number = request_number
         self.started_at = self.now = now
+
+    def kept_back(self, now: float) -> None:
+        """Note that nothing is handed on yet, though a connection was found: it is in doubt, or full."""
+        self._clock(now, self.timeouts.send)
 
     def progressed(self, now: float) -> None:
         """Note that bytes of the request were handed on."""
@@ -383,19 +404,21 @@ class Exchange:
     @property
     def may_retry(self) -> bool:
         """
-        Whether the request may be sent again, once, on a fresh connection (RFC 9110, 9.2.2; RFC 9112, 9.3.1).
+        Whether the request may be sent again, once (RFC 9110, 9.2.2; RFC 9112, 9.3.1; RFC 9113, 8.7).
 
-        A reused connection that dies before the first byte of a response has most likely been closed while idle. The
-        request is repeated if it is idempotent or nothing of it was sent, and if its body can be had again.
+        What the peer has certainly not processed may be, whatever it is. Else a reused connection that dies before the
+        first byte of a response has most likely been closed while idle: then the request is repeated, on a fresh
+        connection, if it is idempotent or nothing of it was sent. In any case its body must be to be had again.
         """
+        if not self.retry or self.attempts != 1 or (isinstance(self.body, Body) and not self.body.replayable):
+            return False
+        if self.unprocessed:
+            return True
         return (
-            self.retry
-            and self.attempts == 1
-            and self.reused
+            self.reused
             and not self.received
             and isinstance(self.error, ConnectionLost)
             and (not self.request_sent or self.head.method in IDEMPOTENT)
-            and not (isinstance(self.body, Body) and not self.body.replayable)
         )
 
     def start_over(self) -> None:

@@ -284,6 +284,7 @@ class Plan:
         inactivity: `options.timeout`, seconds or None.
         auto_select_family: Whether addresses of both families are tried.
         attempt_timeout: Seconds until the next address is tried, or None for when the one before has failed.
+        may_share: Whether its connections may turn out to carry several requests at a time: HTTP/2 is offered.
     """
 
     key: PoolKey
@@ -294,6 +295,7 @@ class Plan:
     inactivity: float | None
     auto_select_family: bool
     attempt_timeout: float | None
+    may_share: bool
     _sessions: list[_material.Session]
 
     def take_session(self) -> _material.Session | None:
@@ -358,6 +360,7 @@ def plan_for(
         inactivity=options.timeout,
         auto_select_family=options.auto_select_family is not False,
         attempt_timeout=options.auto_select_family_attempt_timeout,
+        may_share="h2" in secured.identity.alpn_protocols,
         _sessions=[options.session] if options.session is not None else [],
     )
 

@@ -545,10 +545,12 @@ AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_lifetime": duration,
     "max_requests_per_socket": count,
     "keep_alive_hint_margin": margin,
+    "dial_delay": duration,
     "max_cached_sessions": _bounded,
     "session_store": _store,
     "retry": _boolean,
     "http1_engine": _one_of("auto", "h11", "httptools"),
+    "http2_engine": _one_of("auto", "h2", "ngh2"),
     "max_response_size": count,
 }
 # Fields whose rule is never asked about None, which stands for the default.

@@ -89,6 +89,12 @@ def _http1(name: str, value: object) -> Http1Options:
     return value
 
 
+def _http2(name: str, value: object) -> Http2Options:
+    if not isinstance(value, Http2Options):
+        raise wrong_type(name, "an Http2Options", value)
+    return value
+
+
 _Options = TypeVar("_Options", bound="ConnectionOptions")
 
 
@@ -108,8 +114,8 @@ class ConnectionOptions(OptionsHandle):
     In the pool key unless said otherwise.
 
     Attributes:
-        alpn_protocols: Protocols offered by ALPN (RFC 7301), best first. Default: ("http/1.1",). None or () offers
-            nothing.
+        alpn_protocols: Protocols offered by ALPN (RFC 7301), best first. Default: ("h2", "http/1.1"). None or ()
+            offers nothing, and HTTP/1.1 is spoken. ("h2",) alone is an error where the server does not choose it.
         ca: Trusted certificates, PEM or DER (bytes, str, a path object, or a list of them). They replace the
             default roots, which are certifi's.
         cert: Client certificate chain, leaf first, PEM or DER; a list for several chains (RSA and EC, say), one for
@@ -529,6 +535,9 @@ class AgentOptions(ConnectionOptions):
         keep_alive_hint_margin: Seconds taken off the server's `Keep-Alive: timeout=N`, which shortens the time that a
             connection may be idle, so that it is not used just when the server closes it (Node:
             agentKeepAliveTimeoutBuffer, in milliseconds). Default 1.
+        dial_delay: Seconds after which a second connection is tried beside the first, while it is not known whether an
+            origin speaks HTTP/2 and several requests wait for it: one connection may serve them all. None waits for
+            the first, whatever it takes. Default 0.3.
         max_cached_sessions: Scopes whose TLS sessions the built-in store remembers (8 sessions each); 0 turns
             resumption off. Default 100.
         session_store: A `SessionStore` in place of the built-in one.
@@ -538,6 +547,10 @@ class AgentOptions(ConnectionOptions):
             version that this release was tested with, else h11. One that is asked for by name and cannot be used is an
             `OptionError` when the agent is made.
         http1: Limits for HTTP/1.1 responses.
+        http2_engine: "ngh2" (extra `speed`), "h2", or "auto", the default: ngh2 if it is installed in a version that
+            this release was tested with, else h2. One that is asked for by name and cannot be used is an `OptionError`
+            when the agent is made.
+        http2: Windows, limits and PING of HTTP/2 connections.
         max_response_size: Bytes of a body that `request()` will hold; None, the default, for no limit.
         timeouts: `Timeouts`, or a number of seconds for the whole request.
     """
@@ -551,15 +564,15 @@ class AgentOptions(ConnectionOptions):
     max_lifetime: float | Unset | None = UNSET
     max_requests_per_socket: int | Unset | None = UNSET
     keep_alive_hint_margin: float | Unset = UNSET
-    dial_delay: Any = UNSET
+    dial_delay: float | Unset | None = UNSET
     max_cached_sessions: int | Unset = UNSET
     session_store: Any = UNSET
     early_data: Any = UNSET
     retry: bool | Unset = UNSET
     http1_engine: Literal["auto", "h11", "httptools"] | Unset = UNSET
-    http2_engine: Any = UNSET
+    http2_engine: Literal["auto", "h2", "ngh2"] | Unset = UNSET
     http1: Http1Options | Unset = UNSET
-    http2: Any = UNSET
+    http2: Http2Options | Unset = UNSET
     max_response_size: int | Unset | None = UNSET
     timeouts: Timeouts | float | Unset | None = UNSET
 
@@ -567,6 +580,7 @@ class AgentOptions(ConnectionOptions):
         **ConnectionOptions._rules,
         **AGENT_RULES,
         "http1": _http1,
+        "http2": _http2,
         "timeouts": _timeouts,
     }
 
@@ -652,11 +666,14 @@ class AgentOptionsDict(ConnectionOptionsDict, total=False):
     max_lifetime: float | Unset | None
     max_requests_per_socket: int | Unset | None
     keep_alive_hint_margin: float | Unset
+    dial_delay: float | Unset | None
     max_cached_sessions: int | Unset
     session_store: Any
     retry: bool | Unset
     http1_engine: Literal["auto", "h11", "httptools"] | Unset
     http1: Http1Options | Unset
+    http2_engine: Literal["auto", "h2", "ngh2"] | Unset
+    http2: Http2Options | Unset
     max_response_size: int | Unset | None
     timeouts: Timeouts | float | Unset | None
 
@@ -718,7 +735,7 @@ def build(cls: type[_Options], keywords: Mapping[str, Any]) -> _Options:
 
 
 DEFAULTS: Final = AgentOptions(
-    alpn_protocols=("http/1.1",),
+    alpn_protocols=("h2", "http/1.1"),
     ca=None,
     cert=None,
     key=None,
@@ -773,11 +790,14 @@ DEFAULTS: Final = AgentOptions(
     max_lifetime=None,
     max_requests_per_socket=None,
     keep_alive_hint_margin=1,
+    dial_delay=0.3,
     max_cached_sessions=_DEFAULT_CACHED_SESSIONS,
     session_store=None,
     retry=True,
     http1_engine="auto",
     http1=Http1Options(),
+    http2_engine="auto",
+    http2=Http2Options(),
     max_response_size=None,
     timeouts=Timeouts(
         queue=30, lookup=10, connect=10, tunnel=10, handshake=10, send=30, response=60, read=60, total=None

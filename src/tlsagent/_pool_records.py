@@ -35,7 +35,8 @@ class Lease(Generic[C]):
         key: Its key.
         reused: Whether it was leased before; on a shared connection the exchange before may still be under way.
         from_idle: Whether it lay idle before.
-        may_be_stale: Whether it is older than the request, so that the peer may have closed it meanwhile: look first.
+        may_be_stale: Whether it may have been closed by its peer unnoticed, so that one has to look first: it lay idle,
+            or comes from an exchange before.
         user: Whom it was made for, as `acquire` was told. The pool does not look at it.
     """
 
@@ -47,7 +48,7 @@ class Lease(Generic[C]):
         self.key = slot.bucket.key
         self.reused = slot.served
         self.from_idle = from_idle
-        self.may_be_stale = from_idle or slot.served
+        self.may_be_stale = from_idle or (slot.served and slot.leases is None)
         self.user = user
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ class ResponseFacts:
 
     @property
     def http_version(self) -> str:
-        """ "HTTP/1.1" or "HTTP/1.0"."""
+        """ "HTTP/2", "HTTP/1.1" or "HTTP/1.0"."""
         return self._head.http_version
 
     @property

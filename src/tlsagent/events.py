@@ -163,6 +163,24 @@ class OCSPResponse(_OfConnection):
     __slots__ = ()
 
 
+class GoAway(_OfConnection):
+    """
+    The peer of an HTTP/2 connection takes its leave (RFC 9113, 6.8): it takes no further request there.
+
+    Attributes:
+        connection: Which one.
+        last_stream_id: The last stream that it may process; requests on later ones are sent again elsewhere.
+        code: Why (RFC 9113, 7); 0 if nothing is wrong.
+    """
+
+    __slots__ = ("code", "last_stream_id")
+
+    def __init__(self, key: str, connection: ConnectionInfo, last_stream_id: int, code: int) -> None:
+        super().__init__(key, connection)
+        self.last_stream_id = last_stream_id
+        self.code = code
+
+
 class Retried(Event):
     """
     A request is sent again.

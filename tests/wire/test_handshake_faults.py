@@ -449,13 +449,13 @@ def test_alpn_answer_that_was_not_offered(open_agent):
     assert server.connections == 1
 
 
-@pytest.mark.parametrize("theirs", [(), ("http/1.1",), ("h2",)])
+@pytest.mark.parametrize("theirs", [(), ("http/1.1",), ("h3",)])
 def test_only_a_protocol_we_cannot_speak_is_offered(open_agent, theirs):
     """
-    Who offers "h2" alone gets no HTTP/1.1 in its place: whatever the server answers, no request is sent.
+    Who offers "h3" alone gets no HTTP/1.1 in its place: whatever the server answers, no request is sent.
     """
     with Server(alpn_protocols=theirs) as server:
-        agent = open_agent(ca=server.ca_pem, alpn_protocols=["h2"])
+        agent = open_agent(ca=server.ca_pem, alpn_protocols=["h3"])
 
         with pytest.raises(RequestError):
             agent.request("GET", server.url + "/hello")

@@ -34,7 +34,7 @@ from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError, WrongEventLoop
-from tlsagent.events import Closed, Connected, ConnectFailed, Event, Freed, Retried
+from tlsagent.events import Closed, Connected, ConnectFailed, Event, Freed, GoAway, Retried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
+    from tlsagent._multiplex import Multiplex
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
 
@@ -115,7 +116,9 @@ class AsyncStreamResponse(ResponseFacts):
 
     def __del__(self) -> None:
         exchange = self._exchange
-        if exchange.lease is not None and self._raw is None:
+        if exchange.lease is None and exchange.stream is not None:
+            self._agent._abandon(exchange)  # it is complete, but the peer has no credit back for what was not read
+        elif exchange.lease is not None and self._raw is None:
             self._agent._abandon(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
@@ -318,6 +321,8 @@ class AsyncAgent:
 
     def _started(self, exchange: Exchange, now: float) -> bool:
         """Start on an idle connection if there is one; else take a place in the queue."""
+        if self._core.abandoned:
+            self._drop_abandoned()
         if time.time() - now > self._core.awake_until:
             self._core.slept(now, time.time())
             self._carry_out(now)
@@ -400,12 +405,15 @@ class AsyncAgent:
             protocol.advance(now)
             return False
         protocol.flush()
-        if protocol.writable is not None:
-            if self._core.watch(protocol.connection) < self._timer_at:
-                self._arm(now)
-            await protocol.writable
-            return exchange.error is None and not exchange.complete and not exchange.upload_stopped
-        return True
+        if protocol.writable is None and not exchange.blocked:
+            return True
+        if self._core.watch(protocol.connection) < self._timer_at:
+            self._arm(now)
+        while _may_go_on(exchange) and (protocol.writable is not None or exchange.blocked):
+            if protocol.writable is not None:
+                protocol.writable.add_done_callback(functools.partial(_wake, exchange))
+            await self._wait(exchange)
+        return _may_go_on(exchange)
 
     async def _wait(self, exchange: Exchange) -> None:
         waker = exchange.waker = self._loop.create_future()
@@ -417,12 +425,24 @@ class AsyncAgent:
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         paused = exchange.paused
         chunks = exchange.take_chunks(time.monotonic())
-        if paused and not exchange.paused and exchange.lease is not None:
+        if exchange.stream is not None:
+            self._credit(exchange)
+        elif paused and not exchange.paused and exchange.lease is not None:
             connection: Connection = exchange.lease.connection
             self._core.watch(connection)
             connection.transport.resume_reading()
             self._arm(time.monotonic())
         return chunks
+
+    def _credit(self, exchange: Exchange) -> None:
+        """Let the peer of a shared connection send more."""
+        connection: Connection = exchange.stream.connection
+        connection.credit(exchange)
+        protocol: SocketProtocol | None = connection.transport
+        if connection.dead is None and protocol is not None:
+            protocol.flush_soon()
+            if self._core.watch(connection) < self._timer_at:
+                self._arm(time.monotonic())
 
     def _give_up(self, exchange: Exchange) -> None:
         """Leave nothing behind: no ticket, no lease, no connection with half an exchange on it."""
@@ -433,8 +453,13 @@ class AsyncAgent:
         self._drop(exchange)
 
     def _drop(self, exchange: Exchange) -> None:
-        if exchange.lease is not None:
-            now = time.monotonic()
+        now = time.monotonic()
+        if exchange.stream is not None:
+            shared: Connection = exchange.stream.connection
+            shared.drop(exchange, now, "dropped")
+            if shared.transport is not None:
+                shared.transport.advance(now)
+        elif exchange.lease is not None:
             connection: Connection = exchange.lease.connection
             connection.drop(exchange, now, "dropped")
             self._settle(connection, None, now)
@@ -461,9 +486,8 @@ class AsyncAgent:
                 self._loop.call_soon_threadsafe(self._drop_abandoned)
 
     def _drop_abandoned(self) -> None:
-        now = time.monotonic()
-        self._core.drop_abandoned(now)
-        self._carry_out(now)
+        while self._core.abandoned:
+            self._drop(self._core.abandoned.popleft())
 
     # --- Carrying out what the core asks for --------------------------------------------------------------------------
 
@@ -475,13 +499,21 @@ class AsyncAgent:
             connection.check_idle(now)
             if protocol.peek():
                 protocol.drain(now)
-            if connection.dead is not None:
+            if connection.dead is not None or (connection.shared is not None and connection.refuses(now) is not None):
                 self._core.give_back(exchange, now)
                 self._carry_out(now)
                 return False
         self._core.start(exchange, now)
-        protocol.flush()
-        if self._core.watch(connection) < self._timer_at:
+        if self._core.heard or exchange.trace is not None:
+            self._core.tell_started(exchange)
+        shared = connection.shared
+        if shared is None or shared.carried == 1:
+            protocol.flush()
+        else:
+            protocol.flush_soon()
+        if shared is not None and shared.touched:
+            protocol.advance(now)
+        elif self._core.watch(connection) < self._timer_at:
             self._arm(now)
         return True
 
@@ -505,6 +537,28 @@ class AsyncAgent:
             self._carry_out(now)
         elif now + self._free_socket_timeout < self._timer_at or now + connection.idle_for < self._timer_at:
             self._arm(now)
+
+    def _settle_shared(self, connection: Connection, shared: Multiplex, now: float) -> None:
+        core = self._core
+        news = connection.take_news(now)
+        if news is not None:
+            core.settle_shared(connection, news, now)
+            if core.listening():
+                self._tell(connection, shared, news.ended)
+        if core.watch(connection) < self._timer_at:
+            self._arm(now)
+        if core.pool.has_effects or self._quiet is not None:
+            self._carry_out(now)
+        elif now + self._free_socket_timeout < self._timer_at:
+            self._arm(now)
+
+    def _tell(self, connection: Connection, shared: Multiplex, ended: list[Exchange]) -> None:
+        key, info = connection.plan.key.digest, cast("ConnectionInfo", connection.info)
+        if shared.farewell is not None:
+            farewell, shared.farewell = shared.farewell, None
+            self._core.emit(GoAway(key, info, *farewell))
+        for exchange in ended:
+            self._core.emit(Freed(key, info), exchange)
 
     def _carry_out(self, now: float) -> None:
         while effects := self._core.effects():
@@ -847,6 +901,15 @@ class AsyncAgent:
             raise _wrong_loop()
         self._loop = loop
         self._proactor = type(loop).__name__ == "ProactorEventLoop"
+
+
+def _may_go_on(exchange: Exchange) -> bool:
+    """Whether the upload is still wanted."""
+    return exchange.lease is not None and exchange.error is None and not exchange.upload_stopped
+
+
+def _wake(exchange: Exchange, writable: asyncio.Future[None]) -> None:  # noqa: ARG001 - what a callback is given
+    wake(exchange)
 
 
 def _wrong_loop() -> WrongEventLoop:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tlsagent._drivers.aio import AsyncAgent
     from tlsagent._drivers.aio_raw import Arrivals, RawTransport
     from tlsagent._exchange import Exchange
+    from tlsagent._multiplex import Multiplex
 
 _FLUSH_GRACE: Final = 1.0
 """Seconds a closing transport may take to hand its last bytes to a peer that does not read."""
@@ -40,6 +41,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
         self.writable: asyncio.Future[None] | None = None
         self.reading = True
         self.closed = False
+        self._flushing = False
         self.raw: Arrivals | RawTransport | None = None
         connection.transport = self
 
@@ -86,20 +88,38 @@ class SocketProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         writable, self.writable = self.writable, None
+        if self.connection.dead is None:
+            self.flush()
         if writable is not None and not writable.done():
             writable.set_result(None)
         if self.raw is not None:
             self.raw.writing_resumed()
 
     def flush(self) -> None:
-        """Write what the connection has to send."""
+        """Write what the connection has to send; while the socket takes no more it is not even made."""
+        if self.writable is not None and self.connection.dead is None:
+            return
         data = self.connection.data_to_send()
         if data:
             self.transport.write(data)
 
+    def flush_soon(self) -> None:
+        """Write at the end of this turn of the loop what many requests have to say: in one piece."""
+        if not self._flushing:
+            self._flushing = True
+            self._agent._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flushing = False
+        if not self.closed:
+            self.flush()
+
     def advance(self, now: float) -> None:
         """Write, carry the connection's news over to the core, wake whoever waits for them."""
         connection, agent = self.connection, self._agent
+        if connection.shared is not None and self.handshake is None:
+            self._advance_shared(connection.shared, now)
+            return
         if self.handshake is None or connection.info is None or connection.dead is not None:
             data = connection.data_to_send()
             if data:
@@ -116,14 +136,32 @@ class SocketProtocol(asyncio.BufferedProtocol):
         elif connection.ended is not None or connection.dead is not None:
             agent._settle(connection, exchange, now)
         elif exchange is not None:
-            if agent._core.watch(connection) < agent._timer_at:
-                agent._arm(now)
-            if exchange.paused:
-                self.pause_reading()
-            if exchange.nudged:
-                self._nudge(exchange)
+            self._advance_active(exchange, now)
         if exchange is not None and exchange.waker is not None and exchange.ready:
             wake(exchange)
+
+    def _advance_active(self, exchange: Exchange, now: float) -> None:
+        if self._agent._core.watch(self.connection) < self._agent._timer_at:
+            self._agent._arm(now)
+        if exchange.paused:
+            self.pause_reading()
+        if exchange.nudged:
+            exchange.nudged = False
+            wake(exchange)
+
+    def _advance_shared(self, shared: Multiplex, now: float) -> None:
+        connection, agent = self.connection, self._agent
+        touched = shared.take_touched()
+        if connection.sessions:
+            agent._core.keep_sessions(connection, touched[0] if touched else None)
+        self.flush()
+        agent._settle_shared(connection, shared, now)
+        for exchange in touched:
+            if exchange.nudged or exchange.ready:
+                exchange.nudged = False
+                wake(exchange)
+            if exchange.switched is not None:
+                exchange.switched.listener()
 
     def _advance_handshake(self, waiting: asyncio.Future[None]) -> None:
         """Wake the dial at the end of the handshake, and when the tunnel is open: another deadline holds then."""
@@ -143,12 +181,6 @@ class SocketProtocol(asyncio.BufferedProtocol):
             agent._settle(connection, None, now)
         if connection.dead is not None:
             agent._shut(connection, connection.dead)
-
-    def _nudge(self, exchange: Exchange) -> None:
-        """Have whoever sends the body look again, whether it waits for a 100 (Continue) or to write."""
-        exchange.nudged = False
-        self.resume_writing()
-        wake(exchange)
 
     def pause_reading(self) -> None:
         """Read no more: the consumer is behind."""

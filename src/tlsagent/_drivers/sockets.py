@@ -232,6 +232,12 @@ class Wire:
                 seconds = min(max(seconds, 0.0), _LONGEST_WAIT)
             self._poller.poll(math.ceil(seconds * 1000))
 
+    def shut(self, connection: Connection, reason: str) -> None:
+        """End the connection in good order, unless it has ended, and close the socket."""
+        if connection.dead is None:
+            connection.close(reason)
+        self.close(connection)
+
     def close(self, connection: Connection) -> None:
         """Close the socket; a last message (close_notify, an alert) goes if the socket takes it at once."""
         try:

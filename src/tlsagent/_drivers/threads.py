@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
+from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection
@@ -44,7 +45,7 @@ from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
-from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
+from tlsagent.events import Closed, ConnectFailed, Event, Freed, GoAway, Retried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection, ConnectionInfo, News
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import Plan, PoolKey
@@ -90,7 +91,7 @@ class StreamResponse(ResponseFacts):
         exchange.awaiting = Awaiting.BODY
         while True:
             self._agent._pump(exchange)
-            chunks = exchange.take_chunks(time.monotonic())
+            chunks = self._agent._take_chunks(exchange)
             yield from chunks
             if chunks:
                 continue
@@ -131,7 +132,11 @@ class StreamResponse(ResponseFacts):
 
     def __del__(self) -> None:
         exchange: Exchange | None = getattr(self, "_exchange", None)
-        if exchange is not None and exchange.lease is not None and self._raw is None:
+        if exchange is None or self._raw is not None:
+            return
+        if exchange.lease is None and exchange.stream is not None:
+            self._agent._abandon_response(exchange)  # it is complete, but what was not read is still in the way
+        elif exchange.lease is not None:
             self._agent._abandon_response(exchange)
             text = f"{self!r} was dropped unread: read it to its end or close it"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
@@ -343,17 +348,24 @@ class Agent:
                 return
             connection: Connection = exchange.lease.connection
             now = time.monotonic()
-            if not exchange.lease.may_be_stale or self._still_good(connection, now):
+            if not exchange.lease.may_be_stale or self._still_good(connection, exchange, now):
                 break
             self._change(self._core.give_back, exchange, now)
-        self._core.start(exchange, now)
-        connection.transport.flush(connection, now)
+        if connection.shared is not None:
+            self._start_shared(connection, exchange, now)
+        else:
+            self._core.start(exchange, now)
+            connection.transport.flush(connection, now)
+        if self._core.heard or exchange.trace is not None:
+            self._core.tell_started(exchange)
         if isinstance(exchange.body, Body):
             self._send_body(exchange, exchange.body, connection)
         self._pump(exchange)
 
-    def _still_good(self, connection: Connection, now: float) -> bool:
+    def _still_good(self, connection: Connection, exchange: Exchange, now: float) -> bool:
         """Look at a connection that served before: is there anything in it, and is it alive?"""
+        if connection.shared is not None:
+            return self._still_good_shared(connection, exchange, now)
         wire: Wire = connection.transport
         connection.check_idle(now)
         if not wire.peek():
@@ -374,6 +386,8 @@ class Agent:
 
     def _acquire(self, exchange: Exchange) -> None:
         """Return with a lease, or with an error, in the exchange."""
+        if self._core.abandoned:
+            self._drop_abandoned()
         now = time.monotonic()
         if time.time() - now > self._core.awake_until:
             self._change(self._core.slept, now, time.time())
@@ -416,7 +430,7 @@ class Agent:
             if now >= limit:
                 self._change(self._time_out, exchange, now)
             elif self._core.abandoned:
-                self._change(self._core.drop_abandoned, now)
+                self._drop_abandoned()
             elif dialling is not None:
                 self._dial_on(dialling, waiter, limit)
             else:
@@ -491,6 +505,8 @@ class Agent:
         connection = dialling.connection
         if dialling.error is None and not dialling.broken:
             assert connection is not None
+            if connection.shared is not None:
+                connection.transport = Crew(connection, connection.transport)
             self._core.connected(dialling.dial, connection, now)
             return
         if connection is not None:
@@ -550,6 +566,9 @@ class Agent:
     # --- Sending and receiving ----------------------------------------------------------------------------------------
 
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
+        if connection.shared is not None:
+            self._send_body_shared(exchange, body, connection)
+            return
         wire: Wire = connection.transport
         while exchange.holding and exchange.lease is not None:
             self._turn(connection, exchange)
@@ -577,7 +596,10 @@ class Agent:
         """Read until what the caller waits for is here."""
         while not exchange.ready:
             connection: Connection = exchange.lease.connection
-            self._turn(connection, exchange)
+            if connection.shared is not None:
+                self._pump_shared(connection, exchange)
+            else:
+                self._turn(connection, exchange)
 
     def _turn(self, connection: Connection, exchange: Exchange, *, wait: bool = True) -> None:
         """Wait for the socket once, unless told not to, and take what it gives."""
@@ -624,6 +646,170 @@ class Agent:
         if freed and (self._core.heard or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
+    # --- Shared connections -------------------------------------------------------------------------------------------
+
+    def _still_good_shared(self, connection: Connection, exchange: Exchange, now: float) -> bool:
+        crew: Crew = connection.transport
+        crew.change(connection.check_idle, now)
+        self._look_in(crew, exchange, now)
+        if connection.sessions:
+            self._core.keep_sessions(connection)
+        return connection.refuses(now) is None
+
+    def _look_in(self, crew: Crew, exchange: Exchange, now: float) -> None:
+        """Take what lies unread in the socket, unless somebody reads there anyway."""
+        if not crew.lead(exchange):
+            return
+        buffer = self._borrow()
+        try:
+            crew.drain(buffer, now)
+        finally:
+            self._buffers.append(buffer)
+            crew.resign(exchange)
+
+    def _start_shared(self, connection: Connection, exchange: Exchange, now: float) -> None:
+        crew: Crew = connection.transport
+        crew.change(self._core.start, exchange, now)
+        crew.flush()
+        if exchange.error is not None:
+            self._after_shared(connection, exchange, now)
+
+    def _send_body_shared(self, exchange: Exchange, body: Body, connection: Connection) -> None:
+        crew: Crew = connection.transport
+        try:
+            while exchange.holding and _wanted(exchange):
+                self._turn_shared(connection, exchange, lambda: exchange.holding and _wanted(exchange))
+            if not _wanted(exchange):
+                return
+            with contextlib.closing(body.pieces()) as pieces:
+                for piece in pieces:
+                    if not crew.change(connection.send_body, exchange, piece, time.monotonic()):
+                        break
+                    while (not crew.flush() or exchange.blocked) and _wanted(exchange):
+                        self._turn_shared(
+                            connection, exchange, lambda: (crew.full or exchange.blocked) and _wanted(exchange)
+                        )
+                    # A peer that reads as fast as we write never makes us wait: look whether it has answered.
+                    self._look_in(crew, exchange, time.monotonic())
+                    if not _wanted(exchange):
+                        break
+                    crew.promote()
+            crew.change(connection.end_body, exchange, time.monotonic())
+            crew.flush()
+        finally:
+            self._after_shared(connection, exchange, time.monotonic())
+            crew.promote()
+
+    def _pump_shared(self, connection: Connection, exchange: Exchange) -> None:
+        crew: Crew = connection.transport
+        try:
+            while not exchange.ready:
+                self._turn_shared(connection, exchange, lambda: not exchange.ready)
+        finally:
+            crew.promote()
+
+    def _turn_shared(self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool]) -> None:
+        """Wait once for something to happen, if still needed: as the leader for the socket, else to be woken."""
+        crew: Crew = connection.transport
+        now = time.monotonic()
+        if not crew.lead(exchange):
+            self._follow(crew, exchange, exchange.deadline - now, waiting)
+            now = time.monotonic()
+            if now < exchange.deadline:
+                return
+            crew.change(connection.handle_timeout, now)
+            crew.flush()
+            self._after_shared(connection, exchange, now)
+            return
+        try:
+            deadline = connection.next_deadline()
+            if now < deadline:
+                if not waiting():  # the leader before has seen to it
+                    return
+                crew.wait(deadline - now)
+            now = time.monotonic()
+            buffer = self._borrow()
+            try:
+                crew.read(buffer, now)
+            finally:
+                self._buffers.append(buffer)
+            if now >= connection.next_deadline():
+                crew.change(connection.handle_timeout, now)
+        finally:
+            crew.resign(exchange)
+        crew.flush()
+        if connection.sessions:
+            self._core.keep_sessions(connection, exchange)
+        self._after_shared(connection, exchange, now)
+
+    def _follow(self, crew: Crew, exchange: Exchange, seconds: float, waiting: Callable[[], bool]) -> None:
+        """Sleep until woken; where something waits for the socket to take more, watch that too."""
+        if not crew.full:
+            crew.follow(exchange, seconds, waiting, None)
+            return
+        wake_up = self._spare_wake_up() or WakeUp()
+        try:
+            wake_up.clear()
+            crew.follow(exchange, seconds, waiting, wake_up)
+        finally:
+            self._wake_ups.append(wake_up)
+            if self._destroyed:
+                self._close_wake_ups()
+        crew.flush()
+
+    def _after_shared(self, connection: Connection, exchange: Exchange, now: float) -> None:
+        """Carry the connection's news over to the core, and wake those whose exchange is ready."""
+        crew: Crew = connection.transport
+        touched, news = crew.take_news(now)
+        for other in touched:
+            if self._destroyed and other.error is not None:
+                other.error = closed_error()
+        if news is not None:
+            self._change(self._core.settle_shared, connection, news, now)
+        for other in touched:
+            if other is not exchange and (other.ready or other.nudged):
+                crew.wake(other)
+            other.nudged = False
+        if self._core.listening(exchange):
+            self._tell(connection, news)
+
+    def _tell(self, connection: Connection, news: News | None) -> None:
+        shared, key, info = connection.shared, connection.plan.key.digest, cast("ConnectionInfo", connection.info)
+        assert shared is not None
+        farewell, shared.farewell = shared.farewell, None
+        if farewell is not None:
+            self._core.emit(GoAway(key, info, *farewell))
+        for ended in news.ended if news is not None else ():
+            self._core.emit(Freed(key, info), ended)
+
+    def _take_chunks(self, exchange: Exchange) -> list[bytes]:
+        stream = exchange.stream
+        if stream is None:
+            return exchange.take_chunks(time.monotonic())
+        crew: Crew = stream.connection.transport
+        chunks = crew.change(_taken, stream.connection, exchange, time.monotonic())
+        crew.flush()
+        return chunks
+
+    def _drop_shared(self, exchange: Exchange) -> None:
+        now = time.monotonic()
+        connection: Connection = exchange.stream.connection
+        crew: Crew = connection.transport
+        crew.change(connection.drop, exchange, now, "dropped")
+        crew.flush()
+        crew.resign(exchange)
+        self._after_shared(connection, exchange, now)
+        crew.promote()
+
+    def _drop_abandoned(self) -> None:
+        """Give up exchanges whose response was collected unread; not before that is done they are off the list."""
+        abandoned = self._core.abandoned
+        with contextlib.suppress(IndexError, ValueError):  # another thread is at it too
+            while abandoned:
+                exchange = abandoned[0]
+                self._drop(exchange)
+                abandoned.remove(exchange)
+
     def _borrow(self) -> memoryview:
         try:
             return self._buffers.pop()
@@ -635,7 +821,7 @@ class Agent:
         if exchange.waker is not None:
             self._leave_queue(exchange, exchange.waker)
         if exchange.ticket is not None or exchange.lease is not None:
-            self._change(self._core.give_up, exchange, time.monotonic())
+            self._drop(exchange)
 
     def _hand_over(self, connection: Connection, exchange: Exchange) -> RawConnection:
         """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
@@ -648,8 +834,9 @@ class Agent:
         self._after(connection, exchange, time.monotonic())
 
     def _drop(self, exchange: Exchange) -> None:
-        lease = exchange.lease
-        if lease is not None:
+        if exchange.stream is not None:
+            self._drop_shared(exchange)
+        if exchange.ticket is not None or exchange.lease is not None:
             self._change(self._core.give_up, exchange, time.monotonic())
 
     # --- Carrying out what the core asks for --------------------------------------------------------------------------
@@ -674,8 +861,8 @@ class Agent:
         """An exception came in the middle of a change: do what is left of it, and mend the pool, for others wait."""
         self._torn = True
         if actions is not None:
-            for connection, _ in actions.closing:
-                connection.transport.close(connection)
+            for connection, reason in actions.closing:
+                connection.transport.shut(connection, reason)
             if actions.abandoned is not None:
                 actions.abandoned.broken = True
                 actions.abandoned.close()
@@ -703,8 +890,6 @@ class Agent:
 
     def _collect(self, actions: _Actions) -> None:
         """Drain and place the effects; call with the lock held."""
-        if self._core.abandoned:
-            self._core.drop_abandoned(time.monotonic())
         for effect in self._core.effects():
             if type(effect) is Close:
                 if self._core.closed(effect.connection, effect.reason):
@@ -740,9 +925,7 @@ class Agent:
         for waiter in actions.waking:
             waiter.wake()
         for connection, reason in actions.closing:
-            if connection.dead is None:
-                connection.close(reason)
-            connection.transport.close(connection)
+            connection.transport.shut(connection, reason)
         if self._core.listening():
             for connection, reason in actions.closing:
                 if connection.info is not None:
@@ -867,7 +1050,9 @@ class Agent:
 
     def stats(self) -> AgentStats:
         """Return all counters, in total and by key."""
-        if self._torn or self._core.abandoned:
+        if self._core.abandoned:
+            self._drop_abandoned()
+        if self._torn:
             self._change(_nothing)
         with self._lock:
             return self._core.stats()
@@ -908,6 +1093,17 @@ class Agent:
         if exc_type is not None:
             self.destroy()
         self.close()
+
+
+def _wanted(exchange: Exchange) -> bool:
+    """Whether the upload is still wanted."""
+    return exchange.lease is not None and exchange.error is None and not exchange.upload_stopped
+
+
+def _taken(connection: Connection, exchange: Exchange, now: float) -> list[bytes]:
+    chunks = exchange.take_chunks(now)
+    connection.credit(exchange)
+    return chunks
 
 
 def _nothing() -> None:

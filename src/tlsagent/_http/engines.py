@@ -189,6 +189,11 @@ class HTTP2Engine(Protocol):
         ...
 
     @property
+    def greeted(self) -> bool:
+        """Whether the peer's SETTINGS have come: what it takes is known from then on."""
+        ...
+
+    @property
     def connect_protocol(self) -> bool:
         """Whether the peer takes extended CONNECT (RFC 8441)."""
         ...

@@ -309,6 +309,11 @@ class H2Engine:
         return len(self._streams)
 
     @property
+    def greeted(self) -> bool:
+        """Whether the peer's SETTINGS have come."""
+        return self._greeting is None
+
+    @property
     def capacity(self) -> int:
         """How many streams may be opened now."""
         if self.draining:

@@ -156,6 +156,7 @@ class RequestHead:
         keep_alive: Whether the connection may be used again, as far as we are concerned.
         expects_continue: Whether the body waits for a 100 (Continue).
         upgrade: Names of the protocols, in lower case, to one of which the server may switch; empty without a proposal.
+        protocol: What an extended CONNECT asks for (RFC 8441), or None.
     """
 
     __slots__ = (
@@ -166,6 +167,7 @@ class RequestHead:
         "headers",
         "keep_alive",
         "method",
+        "protocol",
         "rendered",
         "target",
         "upgrade",
@@ -183,6 +185,7 @@ class RequestHead:
         keep_alive: bool,
         expects_continue: bool = False,
         upgrade: frozenset[bytes] = NO_PROTOCOLS,
+        protocol: bytes | None = None,
     ) -> None:
         self.method = method
         self.target = target
@@ -193,6 +196,7 @@ class RequestHead:
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.upgrade = upgrade
+        self.protocol = protocol
         self.rendered = b"%b %b HTTP/1.1\r\n%b" % (method, target, _rendered(headers))
 
     def __repr__(self) -> str:

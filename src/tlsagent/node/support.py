@@ -102,7 +102,7 @@ _ROWS: Final[tuple[tuple[frozenset[Call], tuple[_Row, ...]], ...]] = (
             ("enableTrace", "real", "enable_trace", ""),
             (
                 "ALPNProtocols", "mapped", "alpn_protocols",
-                "left out: http/1.1 is offered (Node offers nothing); in the pool key; names are ASCII",
+                "left out: h2 and http/1.1 are offered (Node offers nothing); in the pool key; names are ASCII",
             ),
             ("session", "real", "session", "bytes that are no session of this library are refused"),
             ("requestOCSP", "real", "request_ocsp", _TRUTH),

@@ -290,6 +290,8 @@ class Simulation:
                 self._carry_out()
                 return False
         self.core.start(exchange, self.now)
+        if self.core.listening(exchange):
+            self.core.tell_started(exchange)
         self.core.watch(connection)
         link.flush(self.now)
         if isinstance(exchange.body, Body):

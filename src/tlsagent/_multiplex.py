@@ -1,0 +1,574 @@
+"""
+The exchanges that share a connection: the floor between an HTTP/2 engine and a `Connection`.
+
+It gives each exchange a stream, keeps what its peer's windows do not let out yet, returns credit as bodies are read,
+and runs the clocks that belong to streams: a stream's fault or timeout is not the connection's.
+
+Theory of operation
+-------------------
+A `Stream` stands between the engine and its exchange: it passes on what comes and notes that something did. After each
+feed the noted streams are gone through once (`_look`): credit is given, what failed is reset, what may go on goes on;
+then the driver takes the list, to wake who waits (`take_touched`). An exchange that has ended, in whatever way, is in
+`ended` for the connection to report, and its stream forgotten.
+
+A stream is opened at once, unless the connection is in doubt: silent for longer than `ping_interval` while nobody used
+it, or full in spite of what the pool was told. Then it is held back, until a sign of life comes or there is room.
+Nothing of it was sent, so if the connection turns out to be dead the request is safe to repeat, whatever it is.
+
+Deadlines of exchanges move, mostly later. One number, `_due`, is no later than the earliest of them; when it is reached
+all are looked at and it is found anew, which happens about once in the length of a timeout.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Final
+
+from tlsagent._exchange import Awaiting
+from tlsagent._raw import RawStream
+from tlsagent.errors import ConnectionLost, LocalProtocolError, RequestError, TLSAgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._exchange import Exchange
+    from tlsagent._http.engines import HTTP2Engine
+    from tlsagent._http.messages import Headers, ResponseHead
+
+NO_ERROR: Final = 0x00
+CANCEL: Final = 0x08
+
+
+class Stream:
+    """
+    One exchange on a shared connection, and the `HTTPSink` of its stream.
+
+    After a 2xx response to CONNECT it is what the caller takes over: bytes both ways, as of a connection of its own.
+
+    Attributes:
+        connection: Who carries it.
+        exchange: None once it has ended and its driver knows.
+        id: Number of the stream, 0 while it is held back.
+        over: Whether the exchange has ended here.
+        outgoing: What of the body waits for the peer's windows.
+        owed: Bytes of the response that came and were not read, for which the peer has no credit back.
+        tunnel: What came after the switch of protocols, if there was one.
+        dead, error: Why what was taken over has ended, as of a connection.
+        listener: Called by the driver when something came or changed, once it was taken over; the driver's.
+    """
+
+    __slots__ = (
+        "_floor",
+        "_noted",
+        "connection",
+        "dead",
+        "error",
+        "exchange",
+        "finishing",
+        "id",
+        "listener",
+        "outgoing",
+        "over",
+        "owed",
+        "tunnel",
+    )
+
+    def __init__(self, floor: Multiplex, connection: Connection, exchange: Exchange) -> None:
+        self._floor = floor
+        self._noted = False
+        self.connection = connection
+        self.exchange: Exchange | None = exchange
+        self.id = 0
+        self.over = False
+        self.outgoing: bytes | memoryview = b""
+        self.finishing = False  # the request ends with what is outgoing
+        self.owed = 0
+        self.tunnel: RawStream | None = None
+        self.dead: str | None = None
+        self.listener: Callable[[], object] = _nothing
+        self.error: TLSAgentError | None = None
+
+    # --- What the engine tells ----------------------------------------------------------------------------------------
+
+    def note(self) -> None:
+        """Have the stream looked at."""
+        if not self._noted:
+            self._noted = True
+            self._floor.touched.append(self)
+
+    def _told(self) -> Exchange:
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.now = self._floor.now
+        exchange.received = True
+        if not self._noted:
+            self._noted = True
+            self._floor.touched.append(self)
+        return exchange
+
+    def informational_received(self, head: ResponseHead) -> None:
+        """Pass on the head of a 1xx response."""
+        self._told().informational_received(head)
+
+    def response_received(self, head: ResponseHead) -> None:
+        """Pass on the head of the final response; a 2xx to CONNECT opens a tunnel (RFC 9113, 8.5)."""
+        exchange = self._told()
+        if exchange.head.method == b"CONNECT" and 200 <= head.status < 300:
+            self.tunnel = RawStream()
+            exchange.switched = self
+            exchange.protocol_switched(head)
+        else:
+            exchange.response_received(head)
+
+    def body_received(self, data: bytes) -> None:
+        """Pass on bytes of the body."""
+        self.owed += len(data)
+        exchange = self._told()
+        if self.tunnel is not None:
+            self.tunnel.plaintext_received(data, self._floor.now)
+        else:
+            exchange.body_received(data)
+
+    def response_ended(self, trailers: Headers | None) -> None:
+        """Pass on the end of the response."""
+        exchange = self._told()
+        if self.tunnel is not None:
+            self.tunnel.plaintext_ended(True, self._floor.now)
+        else:
+            exchange.response_ended(trailers)
+
+    def protocol_switched(self, head: ResponseHead) -> None:  # noqa: ARG002 - it never comes
+        """HTTP/2 has no 101, and does not tell a CONNECT from another request."""
+        raise AssertionError("an HTTP/2 engine switches no protocols")
+
+    # --- What was taken over ------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ConnectionInfo | None:
+        """What is known of the connection."""
+        return self.connection.info
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was written last waits for the peer's windows."""
+        return bool(self.outgoing)
+
+    def write(self, data: bytes | memoryview, now: float) -> None:
+        """Send bytes, or keep what the windows do not let out; not before what was written last is out."""
+        self._floor.write(self, data, now)
+
+    def read(self, deadline: float = math.inf) -> None:
+        """Take note that what came was read: the peer may send more. Its exchange has a deadline anew."""
+        self._floor.read(self, deadline)
+
+    def hang_up(self, reason: str) -> None:
+        """End what was taken over, in good order where the peer has ended too."""
+        self.dead = self.dead or reason
+        self._floor.hang_up(self)
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""
+
+
+class Multiplex:
+    """
+    The streams of one connection. It is the `HTTP2Sink` of its engine.
+
+    Args:
+        engine: A fresh one.
+        ping_interval, ping_timeout: Seconds, or None, as in `Http2Options`.
+        now: The time.
+
+    Attributes:
+        now: The time of the last feed.
+        touched: Streams on which something came or changed since `take_touched`.
+        ended: News: exchanges that have ended here.
+        farewell: News: last stream and code of a GOAWAY that came, until somebody takes it.
+    """
+
+    __slots__ = (
+        "_due",
+        "_engine",
+        "_heard_at",
+        "_held",
+        "_ping_interval",
+        "_ping_timeout",
+        "_pinged_at",
+        "_streams",
+        "ended",
+        "farewell",
+        "now",
+        "touched",
+    )
+
+    def __init__(
+        self, engine: HTTP2Engine, ping_interval: float | None, ping_timeout: float | None, now: float
+    ) -> None:
+        self._engine = engine
+        self._ping_interval = math.inf if ping_interval is None else ping_interval
+        self._ping_timeout = math.inf if ping_timeout is None else ping_timeout
+        self._streams: dict[int, Stream] = {}
+        self._held: list[Stream] = []
+        self._heard_at = self.now = now
+        self._pinged_at: float | None = None  # when a PING was sent whose answer is due
+        self._due = math.inf
+        self.touched: list[Stream] = []
+        self.ended: list[Exchange] = []
+        self.farewell: tuple[int, int] | None = None
+        engine.start()
+
+    @property
+    def name(self) -> str:
+        """Name of the engine."""
+        return self._engine.name
+
+    @property
+    def busy(self) -> bool:
+        """Whether it carries any exchange."""
+        return bool(self._streams or self._held)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no further exchange may begin."""
+        return self._engine.draining
+
+    @property
+    def carried(self) -> int:
+        """How many exchanges it carries."""
+        return len(self._streams) + len(self._held)
+
+    @property
+    def capacity(self) -> int:
+        """How many exchanges it may carry at a time."""
+        return self._engine.capacity + self._engine.streams
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be encrypted and sent; to be taken only when it can be written."""
+        return self._engine.data_to_send()
+
+    def take_touched(self) -> list[Exchange]:
+        """Return the exchanges on which something came or changed."""
+        if not self.touched:
+            return []
+        touched, self.touched = self.touched, []
+        exchanges = []
+        for stream in touched:
+            stream._noted = False
+            exchange = stream.exchange
+            if exchange is None:
+                continue
+            exchanges.append(exchange)
+            if stream.over:
+                stream.exchange = None
+                if not stream.owed and stream.tunnel is None:
+                    exchange.stream = None
+        return exchanges
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    def start(self, exchange: Exchange, connection: Connection, now: float) -> None:
+        """Begin an exchange: on a stream now, or as soon as the connection is out of doubt."""
+        stream = exchange.stream = Stream(self, connection, exchange)
+        self.now = now
+        if not self._streams and now >= self._heard_at + self._ping_interval:
+            self._engine.ping()
+            self._pinged_at = now
+        elif not self._held and self._ready_for(stream):
+            self._open(stream, now)
+            return
+        exchange.kept_back(now)
+        self._held.append(stream)
+        self._due = min(self._due, exchange.deadline)
+
+    def _ready_for(self, stream: Stream) -> bool:
+        engine = self._engine
+        if engine.draining:
+            return True
+        exchange = stream.exchange
+        assert exchange is not None
+        return engine.capacity > 0 and (exchange.head.protocol is None or engine.greeted)
+
+    def _open(self, stream: Stream, now: float) -> None:
+        exchange = stream.exchange
+        assert exchange is not None
+        body = exchange.body
+        end = not body and not exchange.request_trailers if isinstance(body, bytes) or body is None else False
+        head = exchange.head
+        try:
+            stream.id = self._engine.open(head, stream, end and head.method != b"CONNECT", protocol=head.protocol)
+        except RequestError as error:
+            exchange.unprocessed = isinstance(error, ConnectionLost)
+            exchange.fail(error, now)
+            self._end(stream)
+            return
+        self._streams[stream.id] = stream
+        if end:
+            exchange.sent(now)
+        elif isinstance(body, bytes) or body is None:
+            stream.outgoing = memoryview(body or b"")
+            stream.finishing = True
+            exchange.progressed(now)
+            self._push(stream, exchange, now)
+        elif exchange.continue_wait:
+            exchange.hold(now)
+        else:
+            exchange.progressed(now)
+        if exchange.deadline < self._due:
+            self._due = exchange.deadline
+
+    def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
+        """Send a piece, or keep what the windows do not let out; returns False once no more is needed."""
+        stream = exchange.stream
+        if stream is None or stream.over or exchange.upload_stopped:
+            return False
+        self._take_out(stream, exchange, piece, now)
+        return not stream.over
+
+    def end_body(self, exchange: Exchange, now: float) -> None:
+        """Send the end of the body and the trailers, unless no more is needed."""
+        stream = exchange.stream
+        if stream is None or stream.over or exchange.upload_stopped:
+            return
+        stream.finishing = True
+        self._take_out(stream, exchange, b"", now)
+
+    def write(self, stream: Stream, data: bytes | memoryview, now: float) -> None:
+        """Send bytes through a tunnel."""
+        exchange = stream.exchange
+        if exchange is not None and not stream.over:
+            self._take_out(stream, exchange, data, now)
+
+    def _take_out(self, stream: Stream, exchange: Exchange, data: bytes | memoryview, now: float) -> None:
+        assert not stream.outgoing, "the piece before this one is not out"
+        stream.outgoing = memoryview(data)
+        if not stream.id:
+            return
+        self._push(stream, exchange, now)
+
+    def _push(self, stream: Stream, exchange: Exchange, now: float) -> None:
+        """Send what the windows let out of what is outgoing."""
+        engine, data = self._engine, stream.outgoing
+        over = False
+        try:
+            while data and (room := engine.window(stream.id)):
+                piece, rest = data[:room], data[room:]
+                ends = stream.finishing and not rest and not exchange.request_trailers
+                over = engine.send_data(stream.id, piece, ends)
+                data = rest
+                if ends:
+                    stream.finishing = False
+                    exchange.sent(now)
+                else:
+                    exchange.progressed(now)
+            if stream.finishing and not data:
+                stream.finishing = False
+                over = engine.end_request(stream.id, exchange.request_trailers or ())
+                exchange.sent(now)
+        except LocalProtocolError as error:
+            exchange.fail(error, now)
+            self._give_up(stream, CANCEL)
+            return
+        if not data:
+            exchange.nudged = True
+            stream.note()
+        stream.outgoing = data
+        if over:
+            self._end(stream)
+        if exchange.deadline < self._due:
+            self._due = exchange.deadline
+
+    def read(self, stream: Stream, deadline: float) -> None:
+        """Give credit for what was read of a body; `deadline` is what its exchange has now."""
+        owed, stream.owed = stream.owed, 0
+        if owed:
+            self._engine.consumed(stream.id, owed)
+        self._due = min(self._due, deadline)
+
+    def drop(self, exchange: Exchange, now: float) -> None:
+        """Give up an exchange, or what was not read of one that has ended."""
+        stream = exchange.stream
+        if stream is None:
+            return
+        if not stream.over:
+            exchange.fail(LocalProtocolError("the response was closed before its end", code="ERR_TLSAGENT_CLOSED"), now)
+            self._give_up(stream, CANCEL)
+        elif stream.owed:
+            stream.owed = 0
+            self._engine.reset(stream.id)
+        exchange.stream = None
+
+    def hang_up(self, stream: Stream) -> None:
+        """End a tunnel."""
+        if stream.over:
+            return
+        assert stream.tunnel is not None
+        if stream.id in self._streams and not stream.outgoing and self._engine.end_request(stream.id):
+            self._end(stream)
+        else:
+            self._give_up(stream, CANCEL)
+
+    def _give_up(self, stream: Stream, code: int) -> None:
+        if stream.id:
+            self._engine.reset(stream.id, code)
+            stream.owed = 0
+        self._end(stream)
+
+    def _end(self, stream: Stream) -> None:
+        """Forget a stream whose exchange has ended."""
+        exchange = stream.exchange
+        assert exchange is not None
+        stream.over = True
+        stream.outgoing = b""
+        if stream.tunnel is not None:
+            stream.dead = stream.dead or "peer"
+        if self._streams.pop(stream.id, None) is None and stream in self._held:
+            self._held.remove(stream)
+        self.ended.append(exchange)
+        stream.note()
+
+    # --- What comes in ------------------------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        """
+        Take plaintext.
+
+        Raises:
+            RemoteProtocolError: The peer broke the protocol; every exchange has been told.
+        """
+        self.now = self._heard_at = now
+        try:
+            self._engine.receive_data(data, now, self)
+        finally:
+            self._look(now)
+
+    def receive_eof(self, clean: bool, now: float) -> None:
+        """Take the end of the plaintext: what is not complete fails."""
+        self.now = now
+        self._engine.receive_eof(clean, now, self)
+        self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Do what follows from what has come."""
+        for stream in self.touched:
+            exchange = stream.exchange
+            if exchange is None:
+                continue
+            if stream.owed and exchange.awaiting is Awaiting.END:
+                self._engine.consumed(stream.id, stream.owed)
+                stream.owed = 0
+            if stream.over:
+                continue
+            if exchange.error is not None:
+                self._give_up(stream, CANCEL)
+            elif exchange.complete and stream.tunnel is None:
+                # The response is whole, and the request is not: the server has no use for the rest (RFC 9113, 8.1).
+                self._give_up(stream, NO_ERROR)
+            else:
+                if stream.outgoing:
+                    self._push(stream, exchange, now)
+                if exchange.deadline < self._due:
+                    self._due = exchange.deadline
+        while self._held and self._ready_for(self._held[0]):
+            self._open(self._held.pop(0), now)
+
+    def stream_ended(self, stream_id: int) -> None:
+        """Take the good end of a stream."""
+        self._end(self._streams[stream_id])
+
+    def stream_failed(self, stream_id: int, error: RequestError, processed: bool) -> None:
+        """Take the end of a stream that brought no complete response."""
+        stream = self._streams[stream_id]
+        exchange = stream.exchange
+        assert exchange is not None
+        exchange.unprocessed = not processed
+        stream.error = error
+        exchange.fail(error, self.now)
+        self._end(stream)
+
+    def capacity_changed(self) -> None:
+        """Nothing to note: who asks is told (`capacity`)."""
+
+    def window_opened(self, stream_id: int) -> None:
+        """Have what waits for the windows sent."""
+        self._streams[stream_id].note()
+
+    def goaway(self, last_stream_id: int, code: int, debug: bytes) -> None:  # noqa: ARG002 - it is not fit to be shown
+        """Keep a GOAWAY for who listens; what it says is none of their business."""
+        self.farewell = (last_stream_id, code)
+
+    def pong(self, now: float) -> None:  # noqa: ARG002 - an HTTP2Sink is told the time
+        """Take the answer to a PING."""
+        self._pinged_at = None
+
+    def slept(self, seconds: float) -> None:
+        """Count time that the machine slept as time of silence."""
+        self._heard_at -= seconds
+
+    # --- Time and the end ---------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` is due."""
+        if not self.busy:
+            return math.inf
+        return min(self._due, self._ping_due())
+
+    def _ping_due(self) -> float:
+        if self._pinged_at is None:
+            return self._heard_at + self._ping_interval
+        return max(self._pinged_at, self._heard_at) + self._ping_timeout
+
+    def handle_timeout(self, now: float) -> ConnectionLost | None:
+        """Fail what is overdue; returns the error if the connection is."""
+        self.now = now
+        if now >= self._due:
+            self._time_out(now)
+        if not self.busy or now < self._ping_due():
+            return None
+        if self._pinged_at is None:
+            self._engine.ping()
+            self._pinged_at = now
+            return None
+        return ConnectionLost(
+            f"the server answered no PING within {self._ping_timeout:g} s (http2.ping_timeout)",
+            code="ERR_TLSAGENT_PING_TIMEOUT",
+        )
+
+    def _time_out(self, now: float) -> None:
+        self._due = math.inf
+        for stream in [*self._streams.values(), *self._held]:
+            exchange = stream.exchange
+            assert exchange is not None
+            overdue = exchange.overdue(now)
+            if overdue is not None:
+                exchange.fail(overdue, now)
+                self._give_up(stream, CANCEL)
+                continue
+            if exchange.nudged:
+                stream.note()
+            self._due = min(self._due, exchange.deadline)
+
+    def fail(self, error: BaseException, now: float) -> None:
+        """Fail every exchange, each with an error of its own: the connection is of no more use."""
+        for stream in [*self._streams.values(), *self._held]:
+            exchange = stream.exchange
+            assert exchange is not None
+            own = copy.copy(error)
+            own.__cause__ = error.__cause__
+            if isinstance(own, TLSAgentError):
+                stream.error = own
+            exchange.fail(own, now)
+            self._end(stream)
+
+    def close(self) -> None:
+        """Take leave: GOAWAY is in `data_to_send`."""
+        self._engine.close()
+
+    def disown(self) -> list[Exchange]:
+        """Return what it carries or has to report, and forget it."""
+        carried = [*self._streams.values(), *self._held]
+        exchanges = [stream.exchange for stream in carried if stream.exchange is not None] + self.ended
+        self._streams, self._held, self.touched, self.ended = {}, [], [], []
+        return exchanges
