@@ -420,6 +420,11 @@ class Connection:
             return
         http = self._http
         assert http is not None
+        if exchange.head.protocol is not None:
+            exchange.begin(self.info, self.requests + 1, now)
+            exchange.fail(LocalProtocolError("extended CONNECT (:protocol) needs HTTP/2, which was not chosen"), now)
+            self.ended = exchange
+            return
         self.exchange = exchange
         self.requests += 1
         if self.requests > 1:
@@ -589,6 +594,11 @@ class Connection:
         if self._raw is not None:
             return None
         return ConnectionLost(f"the connection was of no use once it was open: {self.dead}", phase="handshake")
+
+    @property
+    def blocked(self) -> bool:
+        """Nothing waits for windows of a peer on a connection that carries one exchange."""
+        return False
 
     @property
     def raw(self) -> bool:

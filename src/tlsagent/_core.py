@@ -26,7 +26,7 @@ from tlsagent._deadlines import Deadlines, Timer
 from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange
 from tlsagent._http.engines import http1_engine, http2_engine
-from tlsagent._http.messages import request_head, trailer_fields
+from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
 from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
 from tlsagent._options import (
     DEFAULTS,
@@ -167,8 +167,12 @@ class AgentCore:
         else:
             plan, target = self._plan_and_target(url, options)
             authority = plan.key.origin.authority
+            protocol = None
             if method.upper() == "CONNECT":
-                target, authority = _tunnel_target(target, plan.key.origin)
+                if headers:
+                    protocol, headers = connect_protocol(headers)
+                if protocol is None:
+                    target, authority = _tunnel_target(target, plan.key.origin)
             body = body_of(content)
             request_trailers = trailer_fields(trailers) if trailers else []
             head = request_head(
@@ -180,6 +184,7 @@ class AgentCore:
                 has_body=body is not None or bool(request_trailers),
                 keep_alive=self._persistent,
                 expect_continue=expect_continue,
+                protocol=protocol,
             )
             if head.expects_continue and isinstance(body, bytes):
                 body = Body(body)  # which the driver sends apart from the head
@@ -314,6 +319,20 @@ class AgentCore:
         """Emit the event of an exchange that was started. Call without a lock held."""
         if exchange.reused:
             self.emit(Reused(exchange.plan.key.digest, cast("ConnectionInfo", exchange.connection)), exchange)
+
+    def needs_other(self, exchange: Exchange, now: float) -> bool:
+        """
+        Return whether the exchange cannot be carried by the shared connection it was granted, which is given back then.
+
+        A request that wants to switch protocols needs HTTP/1.1: HTTP/2 has no upgrade (RFC 9113, 8.6). If that is on
+        offer, the exchange looks for a connection anew, on which nothing else is.
+        """
+        plan: Plan = exchange.plan
+        if not exchange.head.upgrade or "http/1.1" not in plan.key.identity.alpn_protocols:
+            return False
+        self.give_back(exchange, now)
+        exchange.plan = plan.offering("http/1.1")
+        return True
 
     def give_back(self, exchange: Exchange, now: float) -> None:
         """Return a lease that was not used: its connection was found dead, or about to leave."""

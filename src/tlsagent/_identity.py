@@ -309,6 +309,17 @@ class Plan:
         except IndexError:
             return None
 
+    def offering(self, *alpn_protocols: str) -> Plan:
+        """Return the same plan with other protocols on offer."""
+        identity = dataclasses.replace(self.key.identity, alpn_protocols=alpn_protocols)
+        return dataclasses.replace(
+            self,
+            key=PoolKey(self.key.origin, identity, self.key.route),
+            scope=dataclasses.replace(self.scope, identity=identity),
+            origin=dataclasses.replace(self.origin, identity=identity),
+            may_share="h2" in alpn_protocols,
+        )
+
     def forked(self) -> None:
         """Forget `options.session`: it is the parent's to use."""
         self._sessions.clear()

@@ -155,6 +155,11 @@ class Stream:
         """Whether what was written last waits for the peer's windows."""
         return bool(self.outgoing)
 
+    def take_over(self) -> RawStream:
+        """Return what comes through the tunnel."""
+        assert self.tunnel is not None
+        return self.tunnel
+
     def write(self, data: bytes | memoryview, now: float) -> None:
         """Send bytes, or keep what the windows do not let out; not before what was written last is out."""
         self._floor.write(self, data, now)

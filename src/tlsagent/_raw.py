@@ -5,15 +5,43 @@ The plaintext of a connection that carries no HTTP, kept until somebody takes it
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
-    from tlsagent._connection import Connection
+    from tlsagent._connection import ConnectionInfo
+    from tlsagent.errors import TLSAgentError
 
 HIGH_WATER: Final = 262_144
 """Bytes that wait for their consumer before the connection stops reading."""
+
+
+class RawLink(Protocol):
+    """
+    What carries bytes both ways: a connection, or a stream of one that is shared.
+
+    Attributes:
+        dead: Why it can carry nothing more, or None.
+        error: Why it died, if an error says so.
+    """
+
+    dead: str | None
+    error: TLSAgentError | None
+
+    @property
+    def info(self) -> ConnectionInfo | None:
+        """What was negotiated, and with whom."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was written last waits for the peer's windows; nothing may be written until it is out."""
+
+    def write(self, data: bytes | memoryview, now: float) -> None:
+        """Take bytes to send."""
+
+    def hang_up(self, reason: str) -> None:
+        """End it in good order."""
 
 
 class RawStream:
@@ -41,7 +69,12 @@ class RawStream:
         if self._clean is None:
             self._clean = clean
 
-    def take(self, most: int, connection: Connection) -> bytes | None:
+    @property
+    def ended(self) -> bool:
+        """Whether the end has come, taken or not."""
+        return self._clean is not None
+
+    def take(self, most: int, link: RawLink) -> bytes | None:
         """
         Return up to `most` bytes, b"" after close_notify, None while there is nothing.
 
@@ -56,14 +89,14 @@ class RawStream:
                 chunk = chunk[:most]
             self.held -= len(chunk)
             return chunk
-        if connection.error is not None:
-            raise connection.error
+        if link.error is not None:
+            raise link.error
         if self._clean is False:
             raise ConnectionLost(
                 "the peer closed the connection without close_notify: data may be missing", phase="receive"
             )
         if self._clean:
             return b""
-        if connection.dead is not None:
+        if link.dead is not None:
             raise ConnectionLost("the connection is closed", phase="receive")
         return None

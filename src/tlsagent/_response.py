@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._exchange import Exchange, Timings
     from tlsagent._http.messages import Headers, ResponseHead
+    from tlsagent._multiplex import Stream
 
 
 class ResponseFacts:
@@ -33,15 +34,15 @@ class ResponseFacts:
         return head
 
     @property
-    def _switched(self) -> Connection:
-        """The connection that is the caller's to take over; an error if there is none."""
+    def _switched(self) -> Connection | Stream:
+        """What is the caller's to take over, a connection or a stream of one; an error if there is nothing."""
         connection = self._exchange.switched
         if connection is None:
             raise LocalProtocolError(
                 f"there is nothing to take over: the server answered {self.status} and did not switch protocols",
                 code="ERR_TLSAGENT_NOT_SWITCHED",
             )
-        return cast("Connection", connection)
+        return cast("Connection | Stream", connection)
 
     @property
     def status(self) -> int:

@@ -25,10 +25,11 @@ from tlsagent._body import PIECE, Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
 from tlsagent._drivers.aio_dialling import connected_socket, wait_until
-from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport
+from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport, StreamCarrier
 from tlsagent._drivers.aio_socket import SocketProtocol, wake
 from tlsagent._drivers.sockets import names_of
 from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
@@ -465,14 +466,34 @@ class AsyncAgent:
             self._settle(connection, None, now)
             wake(exchange)
 
-    def _hand_over(self, connection: Connection, exchange: Exchange) -> AsyncRawConnection:
-        """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
-        protocol: SocketProtocol = connection.transport
+    def _hand_over(self, connection: Connection | Stream, exchange: Exchange) -> AsyncRawConnection:
+        """Give the caller what the response has switched; its lease stays out until it is closed."""
         on_drop = functools.partial(self._abandon, exchange)
+        if isinstance(connection, Stream):
+            return self._hand_over_stream(connection, on_drop)
+        protocol: SocketProtocol = connection.transport
         raw = AsyncRawConnection(protocol, connection.take_over(), self._hang_up, on_drop)
         protocol.raw = raw.arrivals
         protocol.resume_reading()
         return raw
+
+    def _hand_over_stream(self, stream: Stream, on_drop: Callable[[], object]) -> AsyncRawConnection:
+        carrier = StreamCarrier(stream.connection.transport, stream)
+        raw = AsyncRawConnection(carrier, stream.take_over(), self._hang_up_stream, on_drop)
+        arrivals = raw.arrivals
+
+        def advanced() -> None:
+            carrier.advanced()
+            arrivals.advanced()
+
+        stream.listener = advanced
+        return raw
+
+    def _hang_up_stream(self, stream: Stream, reason: str) -> None:
+        connection = stream.connection
+        if connection.dead is None:
+            stream.hang_up(reason)
+            connection.transport.advance(time.monotonic())
 
     def _hang_up(self, connection: Connection, reason: str) -> None:
         connection.hang_up(reason)
@@ -503,6 +524,9 @@ class AsyncAgent:
                 self._core.give_back(exchange, now)
                 self._carry_out(now)
                 return False
+        if connection.shared is not None and self._core.needs_other(exchange, now):
+            self._carry_out(now)
+            return False
         self._core.start(exchange, now)
         if self._core.heard or exchange.trace is not None:
             self._core.tell_started(exchange)
@@ -511,7 +535,7 @@ class AsyncAgent:
             protocol.flush()
         else:
             protocol.flush_soon()
-        if shared is not None and shared.touched:
+        if connection.ended is not None or (shared is not None and shared.touched):
             protocol.advance(now)
         elif self._core.watch(connection) < self._timer_at:
             self._arm(now)

@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tlsagent._body import PIECE
-from tlsagent._raw import HIGH_WATER, RawStream
+from tlsagent._raw import HIGH_WATER, RawLink, RawStream
 from tlsagent.errors import ConnectionLost, TLSAgentError
 
 if TYPE_CHECKING:
@@ -17,14 +17,24 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._drivers.aio_socket import SocketProtocol
+    from tlsagent._multiplex import Stream
 
 
 class Carrier(Protocol):
     """What a raw connection needs of the protocol object that owns its socket."""
 
-    connection: Connection
-    transport: asyncio.Transport
-    writable: asyncio.Future[None] | None
+    @property
+    def link(self) -> RawLink:
+        """What carries the bytes."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport of the socket."""
+
+    @property
+    def writable(self) -> asyncio.Future[None] | None:
+        """Done when more may be written; None if that is now."""
 
     def flush(self) -> None:
         """Write what the connection has to send."""
@@ -34,6 +44,50 @@ class Carrier(Protocol):
 
     def resume_reading(self) -> None:
         """Read again."""
+
+
+class StreamCarrier:
+    """The `Carrier` of a tunnel through a stream of a shared connection: it has windows of its own."""
+
+    def __init__(self, protocol: SocketProtocol, stream: Stream) -> None:
+        self.link = stream
+        self._protocol = protocol
+        self._opened: asyncio.Future[None] | None = None
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport of the socket, which others use too."""
+        return self._protocol.transport
+
+    @property
+    def writable(self) -> asyncio.Future[None] | None:
+        """Done when the windows and the socket take more."""
+        if not self.link.blocked:
+            return self._protocol.writable
+        if self._opened is None:
+            self._opened = asyncio.get_running_loop().create_future()
+        return self._opened
+
+    def advanced(self) -> None:
+        """Take note that something came or changed on the stream."""
+        opened = self._opened
+        if opened is not None and not self.link.blocked:
+            self._opened = None
+            if not opened.done():
+                opened.set_result(None)
+
+    def flush(self) -> None:
+        """Write what the connection has to send."""
+        self._protocol.flush_soon()
+
+    def pause_reading(self) -> None:
+        """Nothing to do: what was not read gives the peer no credit."""
+
+    def resume_reading(self) -> None:
+        """Let the peer send more."""
+        if self.link.owed and self.link.connection.dead is None:
+            self.link.read()
+            self.flush()
 
 
 class Arrivals:
@@ -72,11 +126,11 @@ class AsyncRawConnection:
         self,
         carrier: Carrier,
         stream: RawStream,
-        close: Callable[[Connection, str], None],
+        close: Callable[[Any, str], None],
         on_drop: Callable[[], object] | None = None,
     ) -> None:
         self._carrier = carrier
-        self._connection = carrier.connection
+        self._link = carrier.link
         self._stream = stream
         self._close = close
         self._on_drop = on_drop
@@ -85,7 +139,7 @@ class AsyncRawConnection:
     @property
     def info(self) -> ConnectionInfo:
         """What was negotiated, and with whom."""
-        return cast("ConnectionInfo", self._connection.info)
+        return cast("ConnectionInfo", self._link.info)
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """
@@ -98,10 +152,10 @@ class AsyncRawConnection:
         loop = asyncio.get_running_loop()
         for at in range(0, len(view), PIECE):
             self._require_open()
-            self._connection.write(view[at : at + PIECE], loop.time())
+            self._link.write(view[at : at + PIECE], loop.time())
             self._carrier.flush()
-            if self._carrier.writable is not None:
-                await asyncio.shield(self._carrier.writable)
+            while (writable := self._carrier.writable) is not None:
+                await asyncio.shield(writable)
         self._require_open()
 
     async def recv(self, max_bytes: int = PIECE) -> bytes:
@@ -111,7 +165,7 @@ class AsyncRawConnection:
         Raises:
             ConnectionLost: The connection ended without close_notify.
         """
-        while (data := self._stream.take(max_bytes, self._connection)) is None:
+        while (data := self._stream.take(max_bytes, self._link)) is None:
             self.arrivals.event.clear()
             await self.arrivals.event.wait()
         if not self._stream.held:
@@ -121,12 +175,12 @@ class AsyncRawConnection:
     async def aclose(self) -> None:
         """Send close_notify and close the socket. Idempotent."""
         self._on_drop = None
-        self._close(self._connection, "close")
+        self._close(self._link, "close")
         self.arrivals.event.set()
 
     def _require_open(self) -> None:
-        if self._connection.dead is not None:
-            raise self._connection.error or ConnectionLost("the connection is closed", phase="send")
+        if self._link.dead is not None:
+            raise self._link.error or ConnectionLost("the connection is closed", phase="send")
 
     async def __aenter__(self) -> Self:
         return self
@@ -161,13 +215,14 @@ class RawTransport(asyncio.Transport):
         close: Callable[[Connection, str], None],
         protocol: asyncio.Protocol,
     ) -> None:
-        info = cast("ConnectionInfo", carrier.connection.info)
+        connection = cast("Connection", carrier.link)
+        info = cast("ConnectionInfo", connection.info)
         super().__init__({"connection_info": info, "peername": info.remote_address, "sockname": info.local_address})
         self._reading = True
         self._writing_paused = False
         self._closing = False
         self._carrier = carrier
-        self._connection = carrier.connection
+        self._connection = connection
         self._stream = stream
         self._close = close
         self._protocol: asyncio.BaseProtocol = protocol

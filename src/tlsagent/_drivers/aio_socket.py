@@ -45,6 +45,11 @@ class SocketProtocol(asyncio.BufferedProtocol):
         self.raw: Arrivals | RawTransport | None = None
         connection.transport = self
 
+    @property
+    def link(self) -> Connection:
+        """What carries the bytes, where it carries no HTTP."""
+        return self.connection
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.handshake = self._agent._loop.create_future()
@@ -88,7 +93,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         writable, self.writable = self.writable, None
-        if self.connection.dead is None:
+        if self.connection.shared is not None and self.connection.dead is None:
             self.flush()
         if writable is not None and not writable.done():
             writable.set_result(None)
@@ -96,10 +101,11 @@ class SocketProtocol(asyncio.BufferedProtocol):
             self.raw.writing_resumed()
 
     def flush(self) -> None:
-        """Write what the connection has to send; while the socket takes no more it is not even made."""
-        if self.writable is not None and self.connection.dead is None:
+        """Write what the connection has to send; that of a shared one is not even made while the socket is full."""
+        connection = self.connection
+        if self.writable is not None and connection.shared is not None and connection.dead is None:
             return
-        data = self.connection.data_to_send()
+        data = connection.data_to_send()
         if data:
             self.transport.write(data)
 

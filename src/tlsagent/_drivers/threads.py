@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 import time
 import warnings
@@ -37,9 +38,10 @@ from tlsagent._drivers import fork
 from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
-from tlsagent._drivers.threads_raw import RawConnection
+from tlsagent._drivers.threads_raw import RawConnection, StreamCarrier, WireCarrier
 from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
@@ -348,9 +350,10 @@ class Agent:
                 return
             connection: Connection = exchange.lease.connection
             now = time.monotonic()
-            if not exchange.lease.may_be_stale or self._still_good(connection, exchange, now):
+            if exchange.lease.may_be_stale and not self._still_good(connection, exchange, now):
+                self._change(self._core.give_back, exchange, now)
+            elif connection.shared is None or not self._needs_other(exchange, now):
                 break
-            self._change(self._core.give_back, exchange, now)
         if connection.shared is not None:
             self._start_shared(connection, exchange, now)
         else:
@@ -667,6 +670,13 @@ class Agent:
             self._buffers.append(buffer)
             crew.resign(exchange)
 
+    def _needs_other(self, exchange: Exchange, now: float) -> bool:
+        if not exchange.head.upgrade:
+            return False
+        lease = exchange.lease
+        self._change(self._core.needs_other, exchange, now)
+        return exchange.lease is not lease
+
     def _start_shared(self, connection: Connection, exchange: Exchange, now: float) -> None:
         crew: Crew = connection.transport
         crew.change(self._core.start, exchange, now)
@@ -708,12 +718,14 @@ class Agent:
         finally:
             crew.promote()
 
-    def _turn_shared(self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool]) -> None:
+    def _turn_shared(
+        self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float = math.inf
+    ) -> None:
         """Wait once for something to happen, if still needed: as the leader for the socket, else to be woken."""
         crew: Crew = connection.transport
         now = time.monotonic()
         if not crew.lead(exchange):
-            self._follow(crew, exchange, exchange.deadline - now, waiting)
+            self._follow(crew, exchange, min(exchange.deadline, limit) - now, waiting)
             now = time.monotonic()
             if now < exchange.deadline:
                 return
@@ -722,7 +734,7 @@ class Agent:
             self._after_shared(connection, exchange, now)
             return
         try:
-            deadline = connection.next_deadline()
+            deadline = min(connection.next_deadline(), limit)
             if now < deadline:
                 if not waiting():  # the leader before has seen to it
                     return
@@ -823,15 +835,25 @@ class Agent:
         if exchange.ticket is not None or exchange.lease is not None:
             self._drop(exchange)
 
-    def _hand_over(self, connection: Connection, exchange: Exchange) -> RawConnection:
-        """Give the caller a connection whose protocol was switched; its lease stays out until it is closed."""
+    def _hand_over(self, link: Connection | Stream, exchange: Exchange) -> RawConnection:
+        """Give the caller what the response has switched; its lease stays out until it is closed."""
         on_drop = functools.partial(self._abandon_response, exchange)
-        on_close = functools.partial(self._hang_up, exchange)
-        return RawConnection(self._core, connection, connection.take_over(), on_close, on_drop)
+        if isinstance(link, Stream):
+            on_close = functools.partial(self._hang_up_stream, exchange, link)
+            return RawConnection(StreamCarrier(self, exchange, link), on_close, on_drop)
+        on_close = functools.partial(self._hang_up, exchange, link)
+        return RawConnection(WireCarrier(self._core, link, link.take_over()), on_close, on_drop)
 
     def _hang_up(self, exchange: Exchange, connection: Connection) -> None:
         connection.hang_up("close")
         self._after(connection, exchange, time.monotonic())
+
+    def _hang_up_stream(self, exchange: Exchange, stream: Stream) -> None:
+        crew: Crew = stream.connection.transport
+        crew.change(stream.hang_up, "close")
+        crew.flush()
+        self._after_shared(stream.connection, exchange, time.monotonic())
+        crew.promote()
 
     def _drop(self, exchange: Exchange) -> None:
         if exchange.stream is not None:
@@ -1032,9 +1054,12 @@ class Agent:
         if self._closed:
             self._close_raw(dialling.connection)
             raise closed_error()
-        return RawConnection(self._core, dialling.connection, stream, self._close_raw)
+        on_close = functools.partial(self._close_raw, dialling.connection)
+        return RawConnection(WireCarrier(self._core, dialling.connection, stream), on_close)
 
     def _close_raw(self, connection: Connection) -> None:
+        if connection.dead is None:
+            connection.close("close")
         with self._lock:
             first = self._core.closed(connection, connection.dead or "close")
         if first:

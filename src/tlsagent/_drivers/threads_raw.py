@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsagent._body import PIECE
 from tlsagent.errors import ConnectionLost, ReadTimeout, SendTimeout
@@ -18,10 +18,118 @@ if TYPE_CHECKING:
 
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._core import AgentCore
+    from tlsagent._drivers.crew import Crew
     from tlsagent._drivers.sockets import Wire
-    from tlsagent._raw import RawStream
+    from tlsagent._drivers.threads import Agent
+    from tlsagent._exchange import Exchange
+    from tlsagent._multiplex import Stream
+    from tlsagent._raw import RawLink, RawStream
 
 _READ_BUFFER: Final = 65_536
+
+
+class Carrier(Protocol):
+    """What a raw connection needs of the socket below it."""
+
+    @property
+    def link(self) -> RawLink:
+        """What carries the bytes."""
+
+    def write(self, data: memoryview) -> None:
+        """Take bytes to send."""
+
+    def flush(self) -> bool:
+        """Send what there is; returns whether all of it went."""
+
+    def take(self, most: int) -> bytes | None:
+        """Return up to `most` of the bytes that came, b"" after the end, None while there is nothing."""
+
+    def turn(self, limit: float) -> None:
+        """Wait once for something to happen, until a point in time at most."""
+
+
+class WireCarrier:
+    """A connection of its own."""
+
+    def __init__(self, core: AgentCore, connection: Connection, stream: RawStream) -> None:
+        self.link = connection
+        self._core = core
+        self._stream = stream
+        self._buffer = memoryview(bytearray(_READ_BUFFER))
+
+    def write(self, data: memoryview) -> None:
+        """Take bytes to send."""
+        self.link.write(data, time.monotonic())
+
+    def flush(self) -> bool:
+        """Send what there is."""
+        wire: Wire = self.link.transport
+        return wire.flush(self.link, time.monotonic())
+
+    def take(self, most: int) -> bytes | None:
+        """Return bytes that came."""
+        return self._stream.take(most, self.link)
+
+    def turn(self, limit: float) -> None:
+        """Wait for the socket once."""
+        connection = self.link
+        wire: Wire = connection.transport
+        now = time.monotonic()
+        deadline = min(limit, connection.next_deadline())
+        if now < deadline:
+            wire.wait(deadline - now)
+        now = time.monotonic()
+        if not wire.receive(connection, self._buffer, now):
+            connection.handle_timeout(now)
+        wire.flush(connection, now)
+        if connection.sessions:
+            self._core.keep_sessions(connection)
+
+
+class StreamCarrier:
+    """A tunnel through a stream of a shared connection."""
+
+    def __init__(self, agent: Agent, exchange: Exchange, stream: Stream) -> None:
+        self.link = stream
+        self._agent = agent
+        self._exchange = exchange
+        self._tunnel = stream.take_over()
+
+    @property
+    def _crew(self) -> Crew:
+        crew: Crew = self.link.connection.transport
+        return crew
+
+    def write(self, data: memoryview) -> None:
+        """Take bytes to send."""
+        self._crew.change(self.link.write, data, time.monotonic())
+
+    def flush(self) -> bool:
+        """Send what there is, as far as the windows let it out."""
+        return self._crew.flush() and not self.link.blocked
+
+    def take(self, most: int) -> bytes | None:
+        """Return bytes that came, and let the peer send more."""
+        data = self._crew.change(self._take, most)
+        self._crew.flush()
+        return data
+
+    def _take(self, most: int) -> bytes | None:
+        data = self._tunnel.take(most, self.link)
+        if not self._tunnel.held and self.link.connection.dead is None:
+            self.link.read()
+        return data
+
+    def turn(self, limit: float) -> None:
+        """Wait once, for the socket or for who reads it."""
+        came = self._tunnel.held
+
+        def waiting() -> bool:
+            tunnel, link = self._tunnel, self.link
+            return tunnel.held == came and not tunnel.ended and link.dead is None
+
+        self._agent._turn_shared(self.link.connection, self._exchange, waiting, limit)
+        self._crew.promote()
 
 
 class RawConnection:
@@ -34,23 +142,19 @@ class RawConnection:
 
     def __init__(
         self,
-        core: AgentCore,
-        connection: Connection,
-        stream: RawStream,
-        on_close: Callable[[Connection], None],
+        carrier: Carrier,
+        on_close: Callable[[], None],
         on_drop: Callable[[], object] | None = None,
     ) -> None:
-        self._core = core
-        self._connection = connection
-        self._stream = stream
+        self._carrier = carrier
+        self._link = carrier.link
         self._on_close = on_close
         self._on_drop = on_drop
-        self._buffer = memoryview(bytearray(_READ_BUFFER))
 
     @property
     def info(self) -> ConnectionInfo:
         """What was negotiated, and with whom."""
-        return cast("ConnectionInfo", self._connection.info)
+        return cast("ConnectionInfo", self._link.info)
 
     def send(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """
@@ -64,15 +168,14 @@ class RawConnection:
             ConnectionLost: The connection is gone.
             SendTimeout: The peer did not accept it in time; the connection is then of no more use.
         """
-        connection = self._connection
-        wire: Wire = connection.transport
+        carrier = self._carrier
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         view = memoryview(data).cast("B")
         for at in range(0, len(view), PIECE):
             self._require_open()
-            connection.write(view[at : at + PIECE], time.monotonic())
-            while not wire.flush(connection, time.monotonic()):
-                self._turn(deadline)
+            carrier.write(view[at : at + PIECE])
+            while not carrier.flush():
+                carrier.turn(deadline)
                 self._require_open()
                 if time.monotonic() >= deadline:
                     raise SendTimeout(f"the peer did not accept the data within {timeout:g} s", phase="send")
@@ -87,36 +190,20 @@ class RawConnection:
             ReadTimeout: Nothing came within `timeout` seconds.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while (data := self._stream.take(max_bytes, self._connection)) is None:
-            self._turn(deadline)
-            if time.monotonic() >= deadline and not self._stream.held and self._connection.dead is None:
+        while (data := self._carrier.take(max_bytes)) is None:
+            if time.monotonic() >= deadline:
                 raise ReadTimeout(f"nothing came within {timeout:g} s", phase="receive")
+            self._carrier.turn(deadline)
         return data
 
     def close(self) -> None:
         """Send close_notify and close the socket. Idempotent."""
         self._on_drop = None
-        if self._connection.dead is None:
-            self._connection.close("close")
-        self._on_close(self._connection)
+        self._on_close()
 
     def _require_open(self) -> None:
-        if self._connection.dead is not None:
-            raise self._connection.error or ConnectionLost("the connection is closed", phase="send")
-
-    def _turn(self, limit: float) -> None:
-        connection = self._connection
-        wire: Wire = connection.transport
-        now = time.monotonic()
-        deadline = min(limit, connection.next_deadline())
-        if now < deadline:
-            wire.wait(deadline - now)
-        now = time.monotonic()
-        if not wire.receive(connection, self._buffer, now):
-            connection.handle_timeout(now)
-        wire.flush(connection, now)
-        if connection.sessions:
-            self._core.keep_sessions(connection)
+        if self._link.dead is not None:
+            raise self._link.error or ConnectionLost("the connection is closed", phase="send")
 
     def __enter__(self) -> Self:
         return self

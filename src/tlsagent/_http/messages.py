@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Literal, Protocol, overload
+from typing import Any, Final, Literal, Protocol, overload
 
 from tlsagent.errors import LocalProtocolError, quoted
 
@@ -233,6 +233,7 @@ def request_head(
     has_body: bool,
     keep_alive: bool,
     expect_continue: bool = False,
+    protocol: bytes | None = None,
 ) -> RequestHead:
     """
     Check a request and add what it lacks: Host, Content-Length or Transfer-Encoding, "Connection: close", and
@@ -250,6 +251,7 @@ def request_head(
             handed over is not for HTTP to close.
         expect_continue: Whether the body is to wait for a 100 (Continue). The caller's own "Expect: 100-continue" says
             the same.
+        protocol: What an extended CONNECT asks for, as `connect_protocol` found it.
 
     Raises:
         LocalProtocolError: Something cannot be sent as it is. Nothing has been sent.
@@ -295,7 +297,27 @@ def request_head(
         keep_alive=keep_alive and not closing,
         expects_continue=expected,
         upgrade=upgrade,
+        protocol=protocol,
     )
+
+
+def connect_protocol(headers: CallerFields) -> tuple[bytes | None, list[tuple[Any, Any]]]:
+    """
+    Take the pseudo-header field `:protocol` (RFC 8441, 4), as `:protocol: websocket`, out of the caller's fields.
+
+    Raises:
+        LocalProtocolError: It names no protocol.
+    """
+    protocol: bytes | None = None
+    fields = []
+    for name, value in headers.items() if isinstance(headers, (Mapping, Headers)) else headers:
+        if name in (":protocol", b":protocol"):
+            protocol = _field_value(":protocol", value)
+            if not _TOKEN.fullmatch(protocol.decode("latin-1")):
+                raise LocalProtocolError(f"{quoted(protocol)} names no protocol for :protocol")
+        else:
+            fields.append((name, value))
+    return protocol, fields
 
 
 def trailer_fields(fields: CallerFields) -> list[Field]:

@@ -289,6 +289,9 @@ class Simulation:
                 self.core.give_back(exchange, self.now)
                 self._carry_out()
                 return False
+        if connection.shared is not None and self.core.needs_other(exchange, self.now):
+            self._carry_out()
+            return False
         self.core.start(exchange, self.now)
         if self.core.listening(exchange):
             self.core.tell_started(exchange)
