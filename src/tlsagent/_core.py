@@ -21,10 +21,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
+from tlsagent._coalescing import Coalescing
 from tlsagent._connection import Connection, Protocols, RawSink, SocketLimits
 from tlsagent._deadlines import Deadlines, Timer
 from tlsagent._dial import Dial
-from tlsagent._exchange import Exchange
+from tlsagent._exchange import Exchange, Redirected
 from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
 from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
@@ -39,7 +40,7 @@ from tlsagent._options import (
     build,
     warn_of_server_options,
 )
-from tlsagent._pool import Connect, Effect, Lease, Pool, Ticket
+from tlsagent._pool import Connect, Effect, Lease, Pool, Refuse, Ticket
 from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally
 from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
@@ -50,6 +51,8 @@ from tlsagent.errors import (
     HandshakeError,
     LocalProtocolError,
     OptionTypeError,
+    TLSAgentError,
+    own_copy,
     quoted,
 )
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
@@ -60,7 +63,6 @@ if TYPE_CHECKING:
     from tlsagent._connection import ConnectionInfo, News
     from tlsagent._http.messages import CallerFields, RequestHead
     from tlsagent._identity import Origin
-    from tlsagent.errors import TLSAgentError
 
 _URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _MAX_PLANS: Final = 16_384
@@ -104,6 +106,7 @@ class AgentCore:
             options.max_lifetime, options.max_requests_per_socket, options.keep_alive_hint_margin
         )
         # keep_alive false and sockets unlimited: no connection is used twice, and the server is told, as by Node.
+        self._coalescing = Coalescing() if options.http2.coalesce else None
         self._persistent = options.keep_alive or options.max_sockets is not None
         self._plans: OrderedDict[str, Plan] = OrderedDict()
         self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
@@ -280,6 +283,8 @@ class AgentCore:
 
     def acquire(self, exchange: Exchange, now: float) -> Lease[Connection] | Ticket[Connection]:
         """Reserve a connection for the exchange, or a place in the queue; a retry gets a new connection."""
+        if self._coalescing is not None and (lease := self._other_lease(self._coalescing, exchange, now)) is not None:
+            return lease
         key = exchange.plan.key
         queue: float | None = exchange.timeouts.queue
         got = self.pool.acquire(
@@ -296,6 +301,20 @@ class AgentCore:
         exchange.ticket = got
         exchange.why_not_reused = self._why_not_reused(exchange)
         return got
+
+    def _other_lease(self, coalescing: Coalescing, exchange: Exchange, now: float) -> Lease[Connection] | None:
+        connection = coalescing.connection_for(exchange)
+        lease = None if connection is None else self.pool.join(connection, now, user=exchange)
+        exchange.lease = lease
+        return lease
+
+    def _redirect(self, plan: Plan, hosts: list[str]) -> None:
+        """Have the requests of a plan use the connection of another origin, if there is one that will do."""
+        assert self._coalescing is not None
+        roomy = (c for c in self._tally.living() if c.shared is not None and c.shared.carried < c.capacity)
+        connection = self._coalescing.find(plan, hosts, roomy)
+        if connection is not None:
+            raise Redirected(f"{connection.plan.key.digest} will do")
 
     def _why_not_reused(self, exchange: Exchange) -> str:
         if exchange.attempts:
@@ -419,12 +438,19 @@ class AgentCore:
     def effects(self) -> list[Effect]:
         """Return what is to be carried out, in order; each `Connect` has its `Dial` in `attempt.user`."""
         effects = self.pool.effects()
+        told: set[BaseException] = set()
         for effect in effects:
             if type(effect) is Connect and effect.attempt.user is None:
                 cause = effect.attempt.cause
                 assert cause is not None
                 exchange: Exchange = cause.user
-                effect.attempt.user = Dial(exchange.plan, exchange.timeouts, effect.attempt)
+                dial = effect.attempt.user = Dial(exchange.plan, exchange.timeouts, effect.attempt)
+                if self._coalescing is not None:
+                    dial.on_resolved = functools.partial(self._redirect, exchange.plan)
+            elif type(effect) is Refuse:
+                if effect.error in told and isinstance(effect.error, TLSAgentError):
+                    effect.error = own_copy(effect.error)  # an attempt may stand for many, and each has its facts
+                told.add(effect.error)
         return effects
 
     def preconnect(self, plan: Plan, now: float) -> Dial | None:
@@ -579,6 +605,8 @@ class AgentCore:
             exchange.fail(error, now)
         closed = self.pool.closed
         self.pool = self._new_pool()
+        if self._coalescing is not None:
+            self._coalescing = Coalescing()
         if closed:
             self.pool.close(now)
         self._tally = Tally()

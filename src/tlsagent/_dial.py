@@ -51,6 +51,7 @@ class Dial:
         deadline: When the present phase is overdue.
         target: What the proxy, if there is one, is to connect to.
         without_session: Whether to offer no TLS session: the peer has refused one.
+        on_resolved: Told the addresses, before it is connected to one; what it raises ends the attempt.
         on_done: Told the connection or the error at the end, by drivers that wait for one.
     """
 
@@ -63,6 +64,7 @@ class Dial:
         "begun_at",
         "deadline",
         "on_done",
+        "on_resolved",
         "phase",
         "plan",
         "target",
@@ -80,6 +82,7 @@ class Dial:
         self.target: tuple[str, int] = (plan.key.route.host, plan.key.route.port)
         self.without_session = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
+        self.on_resolved: Callable[[list[str]], object] | None = None
         self._timeouts = timeouts
         self._silent = False
         self._entered_at = 0.0
@@ -91,12 +94,14 @@ class Dial:
         """The host to be resolved next, and its port."""
         return self.target if self._resolves_target else self.plan.key.route.first_hop
 
-    def resolved(self, address: str) -> bool:
-        """Take the first address of what was `unresolved`; returns whether it is the one to connect to."""
+    def resolved(self, hosts: list[str]) -> bool:
+        """Take the addresses of what was `unresolved`; returns whether they are those to connect to."""
         if not self._resolves_target:
+            if self.on_resolved is not None:
+                self.on_resolved(hosts)
             return True
         self._resolves_target = False
-        self.target = (address, self.target[1])
+        self.target = (hosts[0], self.target[1])
         return False
 
     def enter(self, phase: Phase | None, now: float) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tlsagent._body import Body
 from tlsagent.errors import (
     AgentClosed,
+    ConnectError,
     ConnectionLost,
     LocalProtocolError,
     Phase,
@@ -60,6 +61,10 @@ _TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {
     "receive": (ReadTimeout, "no byte of the body for {} s (timeouts.read)"),
 }
 _TIMEOUT_FIELDS: Final[dict[Phase, str]] = {"send": "send", "wait": "response", "receive": "read"}
+
+
+class Redirected(ConnectError):
+    """An attempt ended since a connection that is there will do. Never told to a caller: the exchange starts over."""
 
 
 class Awaiting(enum.Enum):
@@ -402,6 +407,11 @@ class Exchange:
     # --- Retry --------------------------------------------------------------------------------------------------------
 
     @property
+    def repeatable(self) -> bool:
+        """Whether it can be sent once more, if that is safe otherwise."""
+        return self.retry and self.attempts == 1 and not (isinstance(self.body, Body) and not self.body.replayable)
+
+    @property
     def may_retry(self) -> bool:
         """
         Whether the request may be sent again, once (RFC 9110, 9.2.2; RFC 9112, 9.3.1; RFC 9113, 8.7).
@@ -410,8 +420,8 @@ class Exchange:
         first byte of a response has most likely been closed while idle: then the request is repeated, on a fresh
         connection, if it is idempotent or nothing of it was sent. In any case its body must be to be had again.
         """
-        if not self.retry or self.attempts != 1 or (isinstance(self.body, Body) and not self.body.replayable):
-            return False
+        if not self.repeatable:
+            return isinstance(self.error, Redirected)
         if self.unprocessed:
             return True
         return (

@@ -21,13 +21,19 @@ all are looked at and it is found anew, which happens about once in the length o
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Final
 
 from tlsagent._exchange import Awaiting
 from tlsagent._raw import RawStream
-from tlsagent.errors import ConnectionLost, LocalProtocolError, RequestError, TLSAgentError
+from tlsagent.errors import (
+    ConnectionLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestError,
+    TLSAgentError,
+    own_copy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,11 +120,15 @@ class Stream:
 
     def response_received(self, head: ResponseHead) -> None:
         """Pass on the head of the final response; a 2xx to CONNECT opens a tunnel (RFC 9113, 8.5)."""
-        exchange = self._told()
+        exchange, now = self._told(), self._floor.now
         if exchange.head.method == b"CONNECT" and 200 <= head.status < 300:
             self.tunnel = RawStream()
             exchange.switched = self
             exchange.protocol_switched(head)
+        elif head.status == 421 and exchange.plan.key != self.connection.plan.key and exchange.repeatable:
+            # RFC 9110, 15.5.20: the connection is another origin's, and the server wants to see one of its own.
+            exchange.unprocessed = True
+            exchange.fail(RemoteProtocolError("the server answered 421 to a request on another's connection"), now)
         else:
             exchange.response_received(head)
 
@@ -128,7 +138,7 @@ class Stream:
         exchange = self._told()
         if self.tunnel is not None:
             self.tunnel.plaintext_received(data, self._floor.now)
-        else:
+        elif exchange.error is None:
             exchange.body_received(data)
 
     def response_ended(self, trailers: Headers | None) -> None:
@@ -560,8 +570,7 @@ class Multiplex:
         for stream in [*self._streams.values(), *self._held]:
             exchange = stream.exchange
             assert exchange is not None
-            own = copy.copy(error)
-            own.__cause__ = error.__cause__
+            own = own_copy(error)
             if isinstance(own, TLSAgentError):
                 stream.error = own
             exchange.fail(own, now)

@@ -474,6 +474,9 @@ class Http2Options:
             PING; None never does. Default 30.
         ping_timeout: Seconds that the answer to a PING may take before the connection counts as lost; None waits
             without end. Default 15.
+        coalesce: Whether requests to one origin may use the connection of another (RFC 9113, 9.1.1), if its certificate
+            covers both names, both lead to the same address, and the keys are equal but for the names. Where the server
+            answers 421 (Misdirected Request), the request is sent once more, on a connection of its own. Default False.
     """
 
     stream_window: int = 1_048_576
@@ -487,11 +490,15 @@ class Http2Options:
     control_frame_rate: float = 100.0
     ping_interval: float | None = 30.0
     ping_timeout: float | None = 15.0
+    coalesce: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             name, value = f"http2.{field.name}", getattr(self, field.name)
-            if field.name in _HTTP2_DURATIONS:
+            if field.name == "coalesce":
+                if not isinstance(value, bool):
+                    raise wrong_type(name, "a bool", value)
+            elif field.name in _HTTP2_DURATIONS:
                 _settle(self, field.name, duration(name, value))
             elif field.name == "control_frame_rate":
                 _settle(self, field.name, _rate(name, value))

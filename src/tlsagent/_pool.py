@@ -184,6 +184,18 @@ class Pool(Generic[C]):
         self._settle(bucket)
         return ticket
 
+    def join(self, connection: C, now: float, *, user: Any = None) -> Lease[C] | None:
+        """Reserve a certain shared connection, whatever its key, for one exchange; None if it has no room."""
+        slot = self._slots.get(connection)
+        if self._closed or slot is None or slot.leases is None or len(slot.leases) >= slot.capacity:
+            return None
+        idle = slot in self._idle
+        if idle:
+            if slot.expires_at <= now:
+                return None
+            self._unpark(slot)
+        return self._lease(slot, idle, user)
+
     def release(
         self, lease: Lease[C], now: float, *, reusable: bool, reason: str = "not_reusable", idle_for: float = inf
     ) -> None:

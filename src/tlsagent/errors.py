@@ -37,7 +37,8 @@ attributes, so that nobody has to parse a message. All errors can be pickled.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, TypeVar
 
 Phase = Literal["queue", "lookup", "connect", "tunnel", "handshake", "send", "wait", "receive"]
 
@@ -69,6 +70,16 @@ class TLSAgentError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive the default protocol: rebuild from the message, then restore the facts.
         return (_rebuild, (type(self), str(self)), self.__dict__)
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def own_copy(error: _E) -> _E:
+    """Return an error like one that is told to somebody else, with the same cause: each has its own facts."""
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def _rebuild(cls: type[TLSAgentError], message: str) -> TLSAgentError:

@@ -38,6 +38,7 @@ ASYNC_IN_CORE = {
 # Modules without a test module of their own in tests/unit, because it takes more than a unit to test them.
 TESTED_ELSEWHERE = {
     "__main__": "test_cli.py",
+    "_coalescing": "../wire/test_coalescing.py",
     # Drivers wait on sockets: every case of tests/wire runs against each of them.
     "_drivers/aio": "../wire/test_requests.py",
     "_drivers/aio_dialling": "../wire/test_resolution.py",

@@ -28,7 +28,7 @@ from tlsagent._drivers.aio_dialling import connected_socket, wait_until
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport, StreamCarrier
 from tlsagent._drivers.aio_socket import SocketProtocol, wake
 from tlsagent._drivers.sockets import names_of
-from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
@@ -312,7 +312,7 @@ class AsyncAgent:
                     return
                 if not exchange.may_retry:
                     raise error
-                if self._core.listening(exchange):
+                if exchange.attempts and self._core.listening(exchange):
                     self._core.emit(Retried(exchange.plan.key.digest, cast("RequestError", error)), exchange)
                 exchange.start_over()
         except BaseException:
@@ -651,7 +651,7 @@ class AsyncAgent:
             self._core.connected(dial, connection, now)
         else:
             self._core.dial_failed(dial, error, now)
-            if self._core.listening():
+            if self._core.listening() and not isinstance(error, Redirected):
                 self._core.emit(ConnectFailed(dial.plan.key.digest, cast("BaseException", error)))
         self._carry_out(now)
         if connection is not None:

@@ -37,7 +37,7 @@ async def connected_socket(core: AgentCore, loop: asyncio.AbstractEventLoop, dia
     else:
         dial.enter("lookup", time.monotonic())
         addresses = await _look_up(loop, dial)
-        while not dial.resolved(addresses[0].host):
+        while not dial.resolved([address.host for address in addresses]):
             addresses = await _look_up(loop, dial)
     dial.enter("connect", time.monotonic())
     return await _race(loop, race_of(addresses, dial.plan), dial)

@@ -147,7 +147,7 @@ class Dialling:
             self._lookup = _resolver.resolver.start(host, _resolver.family_of(route), self._lookup_ended)
 
     def _resolved(self, addresses: list[Address]) -> None:
-        if self.dial.resolved(addresses[0].host):
+        if self.dial.resolved([address.host for address in addresses]):
             self._connect(addresses)
         else:
             self._look_up()

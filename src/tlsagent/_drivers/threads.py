@@ -40,7 +40,7 @@ from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection, StreamCarrier, WireCarrier
 from tlsagent._drivers.waiting import Waiter, WakeUp
-from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
@@ -334,7 +334,7 @@ class Agent:
             while exchange.error is not None:
                 if not exchange.may_retry:
                     raise exchange.error
-                if self._core.listening(exchange):
+                if exchange.attempts and self._core.listening(exchange):
                     error = cast("RequestError", exchange.error)
                     self._core.emit(Retried(exchange.plan.key.digest, error), exchange)
                 exchange.start_over()
@@ -493,7 +493,7 @@ class Agent:
         self._change(self._take_over, dialling, waiter)
         if connection is not None and connection.sessions:
             self._core.keep_sessions(connection)
-        if error is not None and self._core.listening():
+        if error is not None and self._core.listening() and not isinstance(error, Redirected):
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
 
     def _take_over(self, dialling: Dialling, waiter: Waiter | None) -> None:

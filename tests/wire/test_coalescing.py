@@ -1,0 +1,210 @@
+"""Requests to one origin on the connection of another (RFC 9113, 9.1.1), and 421 (Misdirected Request)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tlsagent import Http2Options
+from tlsagent.errors import CertificateNameError
+from tlsagent.testing import Server
+from tlsagent.testing.authority import default_credentials
+
+HTTP2 = ("h2", "http/1.1")
+COALESCE = Http2Options(coalesce=True)
+A_AND_B = default_credentials(("a.test", "b.test"))
+
+
+class Names:
+    """A resolver that leads names to addresses, and counts how often it was asked for each."""
+
+    def __init__(self, **addresses: str) -> None:
+        self._addresses = {f"{name}.test": address for name, address in addresses.items()}
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, family: int) -> list[str]:
+        self.asked.append(host)
+        return [self._addresses.get(host, "127.0.0.1")]
+
+
+class Authorities:
+    """An application that notes whom each request was for, and answers 421 to some of them."""
+
+    def __init__(self, misdirected: tuple[bytes, ...] = ()) -> None:
+        self.seen: list[tuple[int, bytes]] = []
+        self.misdirected = misdirected
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        host = dict(scope["headers"])[b"host"].partition(b":")[0]
+        while (await receive()).get("more_body"):
+            pass
+        number = scope["client"][1]
+        self.seen.append((number, host))
+        first = self.seen[0][0] == number
+        status = 421 if first and host in self.misdirected else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": host})
+
+
+def url(server: Server, name: str) -> str:
+    """Return the URL of a name that leads to the server."""
+    return f"https://{name}.test:{server.port}/"
+
+
+@pytest.fixture
+def authorities():
+    """Return the application of `shared_name`."""
+    return Authorities()
+
+
+@pytest.fixture
+def both_names(authorities):
+    """Return a server whose certificate is for a.test and b.test."""
+    with Server(app=authorities, credentials=A_AND_B, alpn_protocols=HTTP2) as server:
+        yield server
+
+
+def test_off_by_default(open_agent, both_names):
+    """
+    Two origins have two connections, whatever their certificates cover.
+    """
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names())
+
+    ids = {agent.request("GET", url(both_names, name)).connection.id for name in "ab"}
+
+    assert len(ids) == 2
+
+
+def test_two_names_share_a_connection(open_agent, both_names, authorities):
+    """
+    Where it is asked for, a connection serves each name that its certificate covers and that leads to its address.
+    """
+    names = Names()
+    agent = open_agent(ca=both_names.ca_pem, lookup=names, http2=COALESCE)
+
+    responses = [agent.request("GET", url(both_names, name)) for name in "abbab"]
+
+    assert {response.connection.id for response in responses} == {responses[0].connection.id}
+    assert [response.content for response in responses] == [b"a.test", b"b.test", b"b.test", b"a.test", b"b.test"]
+    assert {response.attempts for response in responses} == {1}
+    assert names.asked == ["a.test", "b.test"]
+    assert both_names.stats.connections == 1
+    assert agent.stats().idle == 1
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"addresses": {"b": "127.0.0.2"}},
+        {"options": {"min_version": "TLSv1.3"}},
+        {"options": {"no_delay": False}},
+        {"options": {"check_server_identity": lambda host, certificate: None}},
+    ],
+    ids=["address", "identity", "route", "hook"],
+)
+def test_what_must_be_equal(open_agent, both_names, difference):
+    """
+    Another address, or an option that is in the key, and each origin has its own connection.
+    """
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(**difference.get("addresses", {})), http2=COALESCE)
+    first = agent.request("GET", url(both_names, "a"))
+
+    if "addresses" in difference:
+        with Server(host="127.0.0.2", port=both_names.port, credentials=A_AND_B, alpn_protocols=HTTP2) as other:
+            second = agent.request("GET", url(other, "b"))
+    else:
+        second = agent.request("GET", url(both_names, "b"), options=difference["options"])
+
+    assert second.connection.id != first.connection.id
+
+
+def test_name_that_the_certificate_does_not_cover(open_agent, both_names):
+    """
+    A name that the certificate is not for gets a connection of its own, and is refused there.
+    """
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
+    agent.request("GET", url(both_names, "a"))
+
+    with pytest.raises(CertificateNameError):
+        agent.request("GET", url(both_names, "c"))
+
+    assert both_names.stats.requests == 1
+
+
+def test_hook_is_asked_for_the_other_name(open_agent, both_names):
+    """
+    A check of the user's decides on the other name too, before a request is sent there.
+    """
+    asked: list[str] = []
+
+    def check(host: str, certificate: Any) -> Exception | None:
+        asked.append(host)
+        return ValueError("not this one") if host == "b.test" else None
+
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE, check_server_identity=check)
+    agent.request("GET", url(both_names, "a"))
+
+    with pytest.raises(CertificateNameError, match="not this one"):
+        agent.request("GET", url(both_names, "b"))
+
+    assert asked == ["a.test", "b.test", "b.test"]
+    assert both_names.stats.requests == 1
+
+
+def test_misdirected_request_is_sent_again_on_its_own_connection(open_agent, both_names, authorities):
+    """
+    A 421 on another's connection leads to one more attempt, whatever the method, and no further coalescing.
+    """
+    authorities.misdirected = (b"b.test",)
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
+    first = agent.request("GET", url(both_names, "a"))
+
+    second = agent.request("POST", url(both_names, "b"), content=b"x")
+    third = agent.request("POST", url(both_names, "b"), content=b"x")
+
+    assert (second.status, second.attempts, third.attempts) == (200, 2, 1)
+    assert second.connection.id == third.connection.id != first.connection.id
+    assert [host for _, host in authorities.seen] == [b"a.test", b"b.test", b"b.test", b"b.test"]
+
+
+def test_misdirected_request_that_cannot_be_repeated(open_agent, both_names, authorities):
+    """
+    Without a body to send again, or by wish, a 421 is the response; so it is on a connection of one's own.
+    """
+    authorities.misdirected = (b"a.test", b"b.test")
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
+    own = agent.request("GET", url(both_names, "a"))
+
+    others = agent.request("GET", url(both_names, "b"), retry=False)
+
+    assert (own.status, own.attempts) == (421, 1)
+    assert (others.status, others.attempts) == (421, 1)
+
+
+def test_connection_that_went_is_not_found_again(open_agent, both_names):
+    """
+    After the shared connection has gone the other name finds another way.
+    """
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
+    for name in "ab":
+        agent.request("GET", url(both_names, name))
+    agent.close_idle()
+
+    response = agent.request("GET", url(both_names, "b"))
+
+    assert (response.status, response.attempts) == (200, 1)
+    assert both_names.stats.connections == 2
+
+
+def test_many_at_once_find_the_connection(open_agent, both_names):
+    """
+    A burst of requests to a second name takes the connection of the first, all of it.
+    """
+    agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
+    agent.request("GET", url(both_names, "a"))
+
+    futures = [agent.submit("GET", url(both_names, "b")) for _ in range(20)]
+
+    assert {future.result().status for future in futures} == {200}
+    assert both_names.stats.connections == 1
