@@ -24,7 +24,7 @@ from tlsagent.cli import demo as demo_module
 from tlsagent.cli import view
 from tlsagent.cli.main import cli
 
-IDENTITIES = {"default", "client cert", "TLS 1.2", "unverified"}
+IDENTITIES = {"default", "client cert", "TLS 1.2", "HTTP/1.1", "unverified"}
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

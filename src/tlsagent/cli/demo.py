@@ -44,6 +44,7 @@ class Row:
 
     Attributes:
         key: Printable digest of its pool key; None before the first request.
+        protocol: Version of HTTP that its connections speak; None before the first response.
         counters: What the agent counted under that key.
         medians: Seconds by phase, over the requests in which the phase happened.
     """
@@ -51,6 +52,7 @@ class Row:
     agent: Kind
     identity: str
     key: str | None
+    protocol: str | None
     counters: Counters
     medians: Mapping[str, float | None]
 
@@ -90,7 +92,7 @@ def run(requests: int, sockets: int, watch: Callable[[tuple[Row, ...]], object] 
     """
     started = time.monotonic()
     problems: list[str] = []
-    with Server(request_cert=True) as server:
+    with Server(request_cert=True, alpn_protocols=("h2", "http/1.1")) as server:
         stage = _Stage(server, requests, sockets, watch)
         try:
             asyncio.run(_by_asyncio(stage))
@@ -121,6 +123,7 @@ class _Track:
         self.identity = identity
         self.options = options
         self.key: str | None = None
+        self.protocol: str | None = None
         self.counters = Counters()
         self._seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self._lock = threading.Lock()
@@ -131,6 +134,7 @@ class _Track:
 
     def add(self, response: Response) -> None:
         timings = response.timings
+        self.protocol = response.http_version
         with self._lock:
             for phase, seconds in self._seconds.items():
                 took = getattr(timings, phase)
@@ -140,7 +144,7 @@ class _Track:
     def row(self) -> Row:
         with self._lock:
             medians = {phase: statistics.median(took) if took else None for phase, took in self._seconds.items()}
-        return Row(self.agent, self.identity, self.key, self.counters, medians)
+        return Row(self.agent, self.identity, self.key, self.protocol, self.counters, medians)
 
 
 class _Stage:
@@ -160,6 +164,7 @@ class _Stage:
             "default": ConnectionOptions(ca=server.ca_pem),
             "client cert": ConnectionOptions(ca=server.ca_pem, cert=client.cert_pem, key=client.key_pem),
             "TLS 1.2": ConnectionOptions(ca=server.ca_pem, max_version="TLSv1.2"),
+            "HTTP/1.1": ConnectionOptions(ca=server.ca_pem, alpn_protocols=("http/1.1",)),
             "unverified": ConnectionOptions(reject_unauthorized=False),
         }
         kinds: tuple[Kind, ...] = ("asyncio", "threads")
@@ -276,6 +281,8 @@ def _problems(
         name, counters = f"{row.identity} by {row.agent}", row.counters
         if counters.requests != ROUNDS * requests:
             found.append(f"{name}: {counters.requests} requests counted, {ROUNDS * requests} sent")
+        if row.protocol != ("HTTP/1.1" if row.identity == "HTTP/1.1" else "HTTP/2"):
+            found.append(f"{name}: {row.protocol} was spoken")
         if not counters.handshakes_resumed:
             found.append(f"{name}: no session was resumed")
     if refused is None or refused.code != "ERR_TLS_CERT_ALTNAME_INVALID":

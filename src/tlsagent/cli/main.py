@@ -50,6 +50,14 @@ def demo(requests: int, sockets: int, as_json: bool) -> None:
 @cli.command()
 @click.option("--port", type=click.IntRange(0, 65_535), default=8443, show_default=True, help="0 takes any free one.")
 @click.option("--tickets", type=click.IntRange(min=0), help="Session tickets per handshake; 0: no resumption.")
+@click.option(
+    "--alpn-protocols",
+    type=click.Choice(["h2", "http/1.1"]),
+    multiple=True,
+    default=("h2", "http/1.1"),
+    show_default=True,
+    help="What to speak; may be given twice, best first.",
+)
 @click.option("--tls", type=click.Choice(["1.2", "1.3"]), help="Speak this version alone.  [default: both]")
 @click.option(
     "--request-cert",
@@ -68,6 +76,7 @@ def demo(requests: int, sockets: int, as_json: bool) -> None:
 def serve(
     port: int,
     tickets: int | None,
+    alpn_protocols: tuple[str, ...],
     tls: Literal["1.2", "1.3"] | None,
     request_cert: Literal["ask", "demand"] | None,
     ca_file: Path | None,
@@ -84,7 +93,7 @@ def serve(
     from tlsagent.cli.serve import run
 
     try:
-        run(port, tickets, tls, request_cert, ca_file, client_file, as_json=as_json)
+        run(port, tickets, alpn_protocols, tls, request_cert, ca_file, client_file, as_json=as_json)
     except OSError as exc:
         raise click.ClickException(f"cannot serve: {exc}") from exc
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def run(
     port: int,
     tickets: int | None,
+    alpn_protocols: tuple[str, ...],
     tls: Literal["1.2", "1.3"] | None,
     request_cert: Literal["ask", "demand"] | None,
     ca_file: Path | None,
@@ -40,6 +41,7 @@ def run(
     server = Server(
         port=port,
         tickets=tickets,
+        alpn_protocols=alpn_protocols,
         min_version="TLSv1.3" if tls == "1.3" else "TLSv1.2",
         max_version="TLSv1.2" if tls == "1.2" else "TLSv1.3",
         request_cert="demand" if request_cert == "demand" else request_cert == "ask",

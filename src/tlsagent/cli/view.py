@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _SHOWN_PHASES: Final = ("connect", "handshake", "wait", "total")
 _COLUMNS: Final = (
-    "agent", "identity", "requests", "opened", "reused", "full", "resumed", *_SHOWN_PHASES
+    "agent", "identity", "speaks", "requests", "opened", "reused", "full", "resumed", *_SHOWN_PHASES
 )  # fmt: skip
+_WORDS: Final = _COLUMNS[:3]
 _TITLE: Final = "Connections and TLS sessions per pool key; median milliseconds by phase"
 
 
@@ -37,7 +38,13 @@ def _cells(row: Row) -> list[str]:
         counters.handshakes_resumed,
     )
     times = (row.medians[phase] for phase in _SHOWN_PHASES)
-    return [row.agent, row.identity, *map(str, numbers), *("-" if t is None else f"{t * 1e3:.2f}" for t in times)]
+    return [
+        row.agent,
+        row.identity,
+        row.protocol or "-",
+        *map(str, numbers),
+        *("-" if t is None else f"{t * 1e3:.2f}" for t in times),
+    ]
 
 
 def _table(rows: tuple[Row, ...]) -> Table:
@@ -46,7 +53,7 @@ def _table(rows: tuple[Row, ...]) -> Table:
 
     table = Table(title=_TITLE, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in {"agent", "identity"} else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
     for number, row in enumerate(rows):
         last_of_agent = number + 1 < len(rows) and rows[number + 1].agent != row.agent
         table.add_row(*_cells(row), end_section=last_of_agent)
@@ -59,7 +66,7 @@ def lines(rows: tuple[Row, ...]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if number < 2 else cell.rjust(width)
+            cell.ljust(width) if number < len(_WORDS) else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
@@ -110,6 +117,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
                 "agent": row.agent,
                 "identity": row.identity,
                 "key": row.key,
+                "protocol": row.protocol,
                 "counters": dataclasses.asdict(row.counters),
                 "medians": dict(row.medians),
             }
