@@ -107,7 +107,7 @@ class ResponseFacts:
         return self._exchange.why_not_reused
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.status} {self.reason}>"
+        return f"<{type(self).__name__} {f'{self.status} {self.reason}'.rstrip()}>"
 
 
 class Response(ResponseFacts):

@@ -177,7 +177,8 @@ def test_a_howto_leads_where_it_says(page, folder, capsys):
     """
     text = page.read_text()
     demand = "--request-cert demand" in text
-    with Server(request_cert="demand" if demand else True) as server, ports(server, text) as found:
+    settings = {"request_cert": "demand" if demand else True, "alpn_protocols": ("h2", "http/1.1")}
+    with Server(**settings) as server, ports(server, text) as found:
         write_files(server, folder)
         for block in blocks(page):
             module = re.match(r"# (\w+\.py)\n", block.code)

@@ -118,7 +118,7 @@ class ResponseHead:
         self.headers = headers
 
     def __repr__(self) -> str:
-        return f"<ResponseHead {self.status} {self.reason}>"
+        return f"<ResponseHead {f'{self.status} {self.reason}'.rstrip()}>"
 
 
 class HTTPSink(Protocol):
