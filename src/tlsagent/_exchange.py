@@ -281,6 +281,7 @@ class Exchange:
 
     def kept_back(self, now: float) -> None:
         """Note that nothing is handed on yet, though a connection was found: it is in doubt, or full."""
+        self.holding = self.continue_wait is not None
         self._clock(now, self.timeouts.send)
 
     def progressed(self, now: float) -> None:

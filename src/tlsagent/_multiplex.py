@@ -331,6 +331,10 @@ class Multiplex:
             exchange.hold(now)
         else:
             exchange.progressed(now)
+            if stream.outgoing or stream.finishing:  # handed in while it was held back
+                self._push(stream, exchange, now)
+                exchange.nudged = True
+                stream.note()
         if exchange.deadline < self._due:
             self._due = exchange.deadline
 
@@ -386,9 +390,6 @@ class Multiplex:
             exchange.fail(error, now)
             self._give_up(stream, CANCEL)
             return
-        if not data:
-            exchange.nudged = True
-            stream.note()
         stream.outgoing = data
         if over:
             self._end(stream)
@@ -482,8 +483,9 @@ class Multiplex:
                 # The response is whole, and the request is not: the server has no use for the rest (RFC 9113, 8.1).
                 self._give_up(stream, NO_ERROR)
             else:
-                if stream.outgoing:
+                if stream.outgoing and (stream.tunnel is not None or not exchange.upload_stopped):
                     self._push(stream, exchange, now)
+                    exchange.nudged = not stream.outgoing  # whoever sends the body may go on
                 if exchange.deadline < self._due:
                     self._due = exchange.deadline
         while self._held and self._ready_for(self._held[0]):
