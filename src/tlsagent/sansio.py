@@ -26,6 +26,13 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
    news. Two deadlines are the driver's: `Dial.deadline`, then `Dial.overdue()`; and `Exchange.total_at` while it waits
    on a ticket, then `Exchange.total_timeout()` and `AgentCore.cancel()`. A caller may give up at any moment:
    `cancel()` ends a ticket, `Connection.drop()` and `AgentCore.settle()` an exchange on its connection.
+7. A connection with `shared` set speaks HTTP/2 and carries many exchanges, whose calls must not overlap. It is looked at
+   only if `lease.may_be_stale`, given back if it `refuses()` or the exchange `AgentCore.needs_other()`. After each call
+   `shared.take_touched()` names the exchanges to look at (`ready`, `nudged`; if `switched` is theirs, its `listener`),
+   and `AgentCore.settle()` and `watch()` are called. While an exchange is `blocked` no further piece of its body is
+   sent. Whoever takes chunks of one that has a `stream` calls `Connection.credit()`; a response given up is dropped even
+   after its end, while it has one. Reading never pauses; while writing does, `data_to_send()` is not called.
+   `exchange.switched` is a `Stream` then, with the same verbs as a connection, and `read()` for what was taken.
 
 `tlsagent.testing.simulation` is such a driver in one file. Every `now` is a monotonic clock in seconds.
 """
@@ -33,10 +40,11 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
 from __future__ import annotations
 
 from tlsagent._body import PIECE, Body
-from tlsagent._connection import Connection, ConnectionInfo, RawSink
+from tlsagent._connection import Connection, ConnectionInfo, News, RawSink
 from tlsagent._core import AgentCore
 from tlsagent._dial import Dial
 from tlsagent._exchange import Awaiting, Exchange, Timings, closed_error
+from tlsagent._multiplex import Multiplex, Stream
 from tlsagent._pool import Attempt, Close, Connect, Effect, Grant, Lease, Pool, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response, ResponseFacts
@@ -56,12 +64,15 @@ __all__ = [
     "Exchange",
     "Grant",
     "Lease",
+    "Multiplex",
+    "News",
     "Pool",
     "RawSink",
     "RawStream",
     "Refuse",
     "Response",
     "ResponseFacts",
+    "Stream",
     "Ticket",
     "Timings",
     "closed_error",
