@@ -26,13 +26,13 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
    news. Two deadlines are the driver's: `Dial.deadline`, then `Dial.overdue()`; and `Exchange.total_at` while it waits
    on a ticket, then `Exchange.total_timeout()` and `AgentCore.cancel()`. A caller may give up at any moment:
    `cancel()` ends a ticket, `Connection.drop()` and `AgentCore.settle()` an exchange on its connection.
-7. A connection with `shared` set speaks HTTP/2 and carries many exchanges, whose calls must not overlap. It is looked at
-   only if `lease.may_be_stale`, given back if it `refuses()` or the exchange `AgentCore.needs_other()`. After each call
+7. A connection with `shared` set speaks HTTP/2 and carries many exchanges; calls must not overlap. It is looked at only
+   if `lease.may_be_stale`, and given back if it `refuses()` or the exchange `AgentCore.needs_other()`. After each call
    `shared.take_touched()` names the exchanges to look at (`ready`, `nudged`; if `switched` is theirs, its `listener`),
    and `AgentCore.settle()` and `watch()` are called. While an exchange is `blocked` no further piece of its body is
-   sent. Whoever takes chunks of one that has a `stream` calls `Connection.credit()`; a response given up is dropped even
-   after its end, while it has one. Reading never pauses; while writing does, `data_to_send()` is not called.
-   `exchange.switched` is a `Stream` then, with the same verbs as a connection, and `read()` for what was taken.
+   sent. Whoever takes chunks of one that has a `stream` calls `Connection.credit()`; a response that is given up is
+   dropped even after its end, while it has one. Reading never pauses; while writing does, `data_to_send()` is not
+   called. `exchange.switched` is a `Stream`, with the verbs of a connection, and `read()` for what was taken.
 
 `tlsagent.testing.simulation` is such a driver in one file. Every `now` is a monotonic clock in seconds.
 """
