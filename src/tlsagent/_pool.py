@@ -372,7 +372,7 @@ class Pool(Generic[C]):
         if slot.leases is None:
             self._remember(slot.bucket, True)
         idle = slot in self._idle
-        if idle and slot.capacity and capacity:
+        if idle and slot.capacity and capacity and slot.bucket.queue.oldest_for(slot.born) is None:
             slot.share()
             slot.capacity = capacity
             return
@@ -413,11 +413,12 @@ class Pool(Generic[C]):
     def handle_timeout(self, now: float) -> None:
         """Refuse the tickets, close the idle connections and make the second attempts whose time has come."""
         self._now = now
-        self._expire(now)
+        # Before anything expires: the place of a stalled connection would cover tickets whose time has come.
         for ticket in self._queue_deadlines.expired(now):
             bucket = self._require_bucket(ticket)
             self._refuse(ticket, self._pool_timeout(bucket))
             self._settle(bucket)
+        self._expire(now)
         for bucket in self._delays.expired(now):
             bucket.width = 2
             self._settle(bucket)

@@ -397,11 +397,12 @@ class PoolMachine(RuleBasedStateMachine):
             if not connection.shared:
                 connection.shared = True
                 model.learn(connection.key, True)
-            if name in model.idle and not (before and capacity):
+            takers = model.takers(name)
+            if name in model.idle and (takers or not (before and capacity)):
                 model.idle.remove(name)
                 freed = name
             if name not in model.idle:
-                expected = model.takers(name)
+                expected = takers
 
         self.pool.set_capacity(name, capacity, self.now)
 

@@ -955,6 +955,22 @@ def test_capacity_makes_a_connection_shared():
     assert [pool.acquire(B, 4.0).connection for _ in range(2)] == ["d", "d"]
 
 
+def test_idle_connection_that_turns_out_to_be_shared_serves_a_retry():
+    """What was made since a retry came may serve it as soon as it is known to be shared."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    retry = queue(pool, shares=True, fresh=True)
+    pool.connected(attempt, "c", 1.0)
+    grant, connect = pool.effects()
+    assert (grant.ticket, connect.attempt.cause) == (first, retry)
+    pool.release(grant.lease, 2.0, reusable=True)
+    assert pool.effects() == []
+
+    pool.set_capacity("c", 2, 3.0)
+
+    assert pool.effects() == [Grant(retry, retry.granted)]
+
+
 def test_stalled_connection_keeps_its_key_from_dialling():
     """While the peer allows no exchange tickets wait for it, or for their deadline; once it does they are served."""
     pool = Pool[str](max_free_sockets=0)
@@ -991,6 +1007,21 @@ def test_who_waits_for_a_stalled_connection_dials_when_it_ends(end):
     close, connect = pool.effects()
     assert close.connection == "c"
     assert connect.attempt.cause is waiting
+
+
+def test_ticket_whose_time_has_come_is_not_dialled_for():
+    """Where a stalled connection expires in the same call, who waited too long for it is refused all the same."""
+    pool = Pool[str](free_socket_timeout=60.0)
+    overdue, attempt = dial(pool, shares=True, deadline=30.0)
+    patient = queue(pool, shares=True)
+    pool.connected(attempt, "c", 0.0, capacity=0)
+
+    pool.handle_timeout(60.0)
+
+    refuse, close, connect = pool.effects()
+    assert refuse.ticket is overdue
+    assert close == Close("c", "free_socket_timeout")
+    assert connect.attempt.cause is patient
 
 
 def test_release_that_buries_a_stalled_connection_dials_for_its_key():
