@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import pytest
-from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -943,6 +943,22 @@ class ServesRetriesWithSharedConnectionsOfOld(Pool[str]):
 DEFECTS = [defect for defect in Pool.__subclasses__() if defect.__module__ == __name__]
 
 
+def look_for_a_broken_promise(machine):
+    for number in range(10):  # one run of ten times the length would stay among cases like its first
+        run_state_machine_as_test(
+            seed(number)(machine),
+            settings=settings(
+                max_examples=300,
+                stateful_step_count=50,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate],
+                verbosity=Verbosity.quiet,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 def test_machine_finds_planted_defect(defect):
     """A pool that breaks a promise does not pass."""
@@ -951,16 +967,4 @@ def test_machine_finds_planted_defect(defect):
         pool_class = defect
 
     with pytest.raises(BrokenPromiseError):
-        run_state_machine_as_test(
-            Machine,
-            settings=settings(
-                max_examples=300,
-                stateful_step_count=50,
-                derandomize=True,
-                database=None,
-                deadline=None,
-                phases=[Phase.generate],
-                verbosity=Verbosity.quiet,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        look_for_a_broken_promise(Machine)
