@@ -84,10 +84,11 @@ class ServerConnection(asyncio.BufferedProtocol):
         self._flush()
         if not was_secured and self._tls.facts is not None:
             self._secured()
+        if self._tls.peer_closed:
+            self._closed_by = self._closed_by or "close_notify"
         if plaintext and self._http is not None:
             self._http.receive_data(plaintext)
         if self._tls.peer_closed:
-            self._closed_by = self._closed_by or "close_notify"
             self.close()
 
     def eof_received(self) -> None:
@@ -256,7 +257,9 @@ class ServerConnection(asyncio.BufferedProtocol):
     def _end(self, *, linger: bool = False) -> None:
         assert self._transport is not None
         self._closing = True
-        if linger and self._transport.can_write_eof() and not self._transport.is_closing():
+        # A peer that has ended its side has nothing on its way that could reset what we wrote.
+        linger = linger and self._closed_by is None and not self._transport.is_closing()
+        if linger and self._transport.can_write_eof():
             self._transport.write_eof()
             self._transport.resume_reading()
             asyncio.get_running_loop().call_later(_LINGER, self._transport.close)
