@@ -535,6 +535,8 @@ class Agent:
         except BaseException:
             self._struck(actions)
             raise
+        if self._core.abandoned:
+            self._drop_abandoned()
 
     def _unlist(self, exchange: Exchange, waiter: Waiter, actions: _Actions) -> None:
         if exchange.ticket is not None:
@@ -1108,6 +1110,7 @@ class Agent:
     def _shut_pool(self) -> None:
         self._closed = True
         self._change(self._core.pool.close, time.monotonic())
+        self._drop_abandoned()
 
     def __enter__(self) -> Self:
         return self
