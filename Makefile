@@ -53,7 +53,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,testing,speed]' --group test --group lint --group build
 	touch $@
 
-# Not part of `make test`: needs two quiet cores, nginx and wrk. Exit 1 if a bar is missed; see benchmarks/README.md.
+# Not part of `make test`: needs two quiet cores, nginx, wrk and h2load. Exit 1 if a bar is missed; see benchmarks/README.md.
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --group benchmark
 	$(BIN)/python -m benchmarks

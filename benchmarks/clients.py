@@ -26,6 +26,20 @@ def _context(target: Target) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=target.ca)
 
 
+def _agent_options(job: Job, target: Target) -> dict[str, Any]:
+    """Return what both agents are told."""
+    options: dict[str, Any] = {"ca": target.ca, "free_socket_timeout": _IDLE_SECONDS}
+    if job.http2:
+        return options | {"http2_engine": job.engine}
+    return options | {"http1_engine": job.engine, "alpn_protocols": ("http/1.1",)}
+
+
+def _agent_facts(job: Job, response: Any) -> dict[str, Any]:
+    """Return what both agents tell of a response."""
+    assert response.http_version == ("HTTP/2" if job.http2 else "HTTP/1.1"), response.http_version
+    return {"engine": response.connection.http_engine}
+
+
 # --- Asynchronous ones ------------------------------------------------------------------------------------------------
 
 
@@ -35,12 +49,8 @@ class AsyncTlsagent:
     def __init__(self, job: Job, target: Target) -> None:
         from tlsagent import AsyncAgent
 
-        self._agent = AsyncAgent(
-            ca=target.ca,
-            http1_engine=cast("Any", job.engine),
-            keep_alive=not job.fresh,
-            free_socket_timeout=_IDLE_SECONDS,
-        )
+        self._job = job
+        self._agent = AsyncAgent(keep_alive=not job.fresh, **_agent_options(job, target))
 
     async def get(self, url: str) -> tuple[int, bytes]:
         response = await self._agent.request("GET", url)
@@ -54,7 +64,7 @@ class AsyncTlsagent:
             return response.status, size
 
     async def facts(self, url: str) -> dict[str, Any]:
-        return {"engine": (await self._agent.request("GET", url)).connection.http_engine}
+        return _agent_facts(self._job, await self._agent.request("GET", url))
 
     async def aclose(self) -> None:
         await self._agent.aclose()
@@ -91,7 +101,7 @@ class AsyncHttpx:
         import httpx
 
         limits = httpx.Limits(max_keepalive_connections=0 if job.fresh else None, keepalive_expiry=_IDLE_SECONDS)
-        self._client = httpx.AsyncClient(verify=_context(target), limits=limits)
+        self._client = httpx.AsyncClient(verify=_context(target), limits=limits, http2=job.http2)
 
     async def get(self, url: str) -> tuple[int, bytes]:
         response = await self._client.get(url)
@@ -110,6 +120,7 @@ class AsyncHttpx:
 
 def _pyreqwest(builder: Any, job: Job, target: Target) -> Any:
     builder = builder.no_proxy().add_root_certificate_pem(target.ca.encode()).pool_idle_timeout(None)
+    builder = builder.http2(job.http2)
     return (builder.pool_max_idle_per_host(0) if job.fresh else builder).build()
 
 
@@ -145,7 +156,8 @@ class Tlsagent:
     def __init__(self, job: Job, target: Target) -> None:
         from tlsagent import Agent
 
-        self._agent = Agent(ca=target.ca, http1_engine=cast("Any", job.engine), free_socket_timeout=_IDLE_SECONDS)
+        self._job = job
+        self._agent = Agent(**_agent_options(job, target))
 
     def get(self, url: str) -> tuple[int, bytes]:
         response = self._agent.request("GET", url)
@@ -159,7 +171,7 @@ class Tlsagent:
             return response.status, size
 
     def facts(self, url: str) -> dict[str, Any]:
-        return {"engine": self._agent.request("GET", url).connection.http_engine}
+        return _agent_facts(self._job, self._agent.request("GET", url))
 
     def close(self) -> None:
         self._agent.close()
@@ -210,10 +222,12 @@ class Urllib3:
 class Httpcore:
     """httpcore's ConnectionPool."""
 
-    def __init__(self, job: Job, target: Target) -> None:  # noqa: ARG002 - as with the others
+    def __init__(self, job: Job, target: Target) -> None:
         import httpcore
 
-        self._pool = httpcore.ConnectionPool(ssl_context=_context(target), keepalive_expiry=_IDLE_SECONDS)
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=_context(target), keepalive_expiry=_IDLE_SECONDS, http2=job.http2
+        )
 
     def get(self, url: str) -> tuple[int, bytes]:
         response = self._pool.request("GET", url)
@@ -226,10 +240,11 @@ class Httpcore:
 class Httpx:
     """httpx's Client."""
 
-    def __init__(self, job: Job, target: Target) -> None:  # noqa: ARG002 - as with the others
+    def __init__(self, job: Job, target: Target) -> None:
         import httpx
 
-        self._client = httpx.Client(verify=_context(target), limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS))
+        limits = httpx.Limits(keepalive_expiry=_IDLE_SECONDS)
+        self._client = httpx.Client(verify=_context(target), limits=limits, http2=job.http2)
 
     def get(self, url: str) -> tuple[int, bytes]:
         response = self._client.get(url)
@@ -249,10 +264,12 @@ class Httpx:
 class Pycurl:
     """pycurl: libcurl, one handle used again and again."""
 
-    def __init__(self, job: Job, target: Target) -> None:  # noqa: ARG002 - as with the others
+    def __init__(self, job: Job, target: Target) -> None:
         import pycurl
 
         self._curl = pycurl.Curl()
+        version = pycurl.CURL_HTTP_VERSION_2TLS if job.http2 else pycurl.CURL_HTTP_VERSION_1_1
+        self._curl.setopt(pycurl.HTTP_VERSION, version)
         self._curl.setopt(pycurl.CAINFO, target.ca_file)
         self._url, self._write, self._status = pycurl.URL, pycurl.WRITEFUNCTION, pycurl.RESPONSE_CODE
 

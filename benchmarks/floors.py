@@ -46,7 +46,7 @@ class Shared:
 
     def __init__(self, target: Target) -> None:
         self.url = f"{target.url}/"
-        self.core = AgentCore(AgentOptions(ca=target.ca))
+        self.core = AgentCore(AgentOptions(ca=target.ca, alpn_protocols=("http/1.1",)))
         self.plan: Plan = self.core.origin_plan(self.url)
         self.buffer = memoryview(bytearray(_READ_BUFFER))
         self.left = 0

@@ -60,11 +60,12 @@ class Job:
     What a contender does, as told to its process.
 
     Attributes:
-        client: Its name in `clients.CLIENTS`, "node" or "wrk".
+        client: Its name in `clients`, "node", "wrk" or "h2load".
         path: What it asks for.
         in_flight: Requests at once.
         loop: "asyncio" or "uvloop", for those who run on a loop.
-        engine: The HTTP/1.1 engine, for tlsagent.
+        http2: Speak HTTP/2, all requests over one connection.
+        engine: The HTTP engine, for tlsagent.
         fresh: Make a new connection for every request.
         mode: "small" reads the body and compares it, "facts" counts how the server says that TLS was agreed, "stream"
             throws a large body away as it comes, "buffer" takes it whole.
@@ -75,6 +76,7 @@ class Job:
     path: str = "/"
     in_flight: int = 1
     loop: str = "asyncio"
+    http2: bool = False
     engine: str = "auto"
     fresh: bool = False
     mode: str = "small"

@@ -49,6 +49,7 @@ def options(ca_file: str) -> dict[str, Any]:
     """Return those of an agent that keeps the connections and takes the one that was idle longest."""
     return {
         "ca": Path(ca_file).read_bytes(),
+        "alpn_protocols": ("http/1.1",),
         "max_free_sockets": None,
         "free_socket_timeout": None,
         "scheduling": "fifo",

@@ -1,9 +1,10 @@
 """
 The server of the benchmarks: nginx, one worker, on its own core, with throw-away certificates (ECDSA P-256).
 
-    /       13 bytes
-    /tls    how TLS was agreed: version, group, "r" if the session was resumed or "."
-    /large  100 MB
+    /            13 bytes
+    /tls         how TLS was agreed: version, group, "r" if the session was resumed or "."
+    /connection  how the request came: protocol, number of its connection, its number on that
+    /large       100 MB
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ http {{
         {listen}
         location = / {{ return 200 "{body}"; }}
         location = /tls {{ return 200 "$ssl_protocol $ssl_curve $ssl_session_reused"; }}
+        location = /connection {{ return 200 "$server_protocol $connection $connection_requests"; }}
         location = /large {{ root .; }}
     }}
 }}
@@ -71,13 +73,14 @@ def credentials(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def running_nginx(protocols: str = "TLSv1.3", connections: int = 1_000) -> Iterator[Target]:
+def running_nginx(protocols: str = "TLSv1.3", connections: int = 1_000, http2: bool = False) -> Iterator[Target]:
     """
     Run nginx in a folder of its own until the block ends.
 
     Args:
         protocols: The versions of TLS that it speaks, as nginx writes them.
         connections: How many it holds at once.
+        http2: Whether it offers HTTP/2.
     """
     path = program()
     assert path is not None
@@ -85,7 +88,7 @@ def running_nginx(protocols: str = "TLSv1.3", connections: int = 1_000) -> Itera
         folder = Path(name)
         ca = credentials(folder)
         (folder / "large").write_bytes(os.urandom(LARGE // 100) * 100)
-        port, listen = _addresses()
+        port, listen = _addresses("ssl http2" if http2 else "ssl")
         (folder / "nginx.conf").write_text(
             _CONFIGURATION.format(
                 files=2 * connections + 100,
@@ -104,13 +107,13 @@ def running_nginx(protocols: str = "TLSv1.3", connections: int = 1_000) -> Itera
                 process.terminate()
 
 
-def _addresses() -> tuple[int, str]:
+def _addresses(how: str) -> tuple[int, str]:
     """Return a free port, and what to listen on: all that localhost stands for, so that no client meets a refusal."""
     found = {info[4][0]: info[0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     hosts = [f"[{host}]" if family == socket.AF_INET6 else host for host, family in found.items()]
-    return port, " ".join(f"listen {host}:{port} ssl backlog=4096;" for host in hosts)
+    return port, " ".join(f"listen {host}:{port} {how} backlog=4096;" for host in hosts)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:

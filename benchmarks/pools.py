@@ -26,7 +26,7 @@ _ORDER = 10_000
 @contextlib.contextmanager
 def contender(job: Job, target: Target) -> Iterator[Callable[[int], Sample]]:  # noqa: ARG001 - as with the others
     """Yield what takes and gives back leases on "so many of" all keys, as `job.variant` says, in no order."""
-    core = AgentCore(AgentOptions())
+    core = AgentCore(AgentOptions(alpn_protocols=("http/1.1",)))
     used, of = map(int, job.variant.split(" of "))
     keys = [core.origin_plan(f"https://host-{number}.test/").key for number in range(of)]
     pool = filled(keys)

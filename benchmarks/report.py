@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (
-    "tlsagent", "h11", "httptools", "pyOpenSSL", "cryptography", "uvloop", "aiohttp", "httpx", "httpcore", "urllib3",
-    "pyreqwest", "curl_cffi",
+    "tlsagent", "h11", "httptools", "h2", "ngh2", "pyOpenSSL", "cryptography", "uvloop", "aiohttp", "httpx", "httpcore",
+    "urllib3", "pyreqwest", "curl_cffi",
 )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def versions() -> dict[str, str]:
         "Node": _said(node(), "--version"),
         "nginx": _said(str(program()), "-v"),
         "wrk": _said("wrk", "-v"),
+        "h2load": _said("h2load", "--version"),
     }
 
 
@@ -73,9 +74,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _facts(samples: list[Sample]) -> str:
     """Return what was seen besides, in short: the share of each way that TLS was agreed."""
+    first = samples[0].facts
     found = []
-    if "engine" in samples[0].facts:
-        found.append(samples[0].facts["engine"])
+    if "engine" in first:
+        found.append(first["engine"])
+    if "protocol" in first:
+        found.append(f"{first['protocol']}, {first['connections']} connection")
     tls: dict[str, int] = {}
     for sample in samples:
         for said, count in sample.facts.get("tls", {}).items():
@@ -85,8 +89,8 @@ def _facts(samples: list[Sample]) -> str:
         words = said.split(" ")
         how = " ".join([*filter(None, words[:-1]), "resumed" if words[-1] == "r" else "full"])
         found.append(f"{share:.{0 if share > 99.5 else 1}f} % {how}")
-    if "resumed" in samples[0].facts:
-        found.append(f"{samples[0].facts['resumed']:,} resumed")
+    if "resumed" in first:
+        found.append(f"{first['resumed']:,} resumed")
     return ", ".join(found)
 
 
@@ -133,13 +137,13 @@ def best(row: Row, figures: Spread) -> float:
     return figures.low if row.figure.less else figures.high
 
 
-def page(outcomes: list[Outcome], facts: dict[str, str], conditions: str) -> str:
+def page(title: str, outcomes: list[Outcome], facts: dict[str, str], conditions: str) -> str:
     """Return the whole report as Markdown."""
     verdicts = [line for outcome in outcomes for line in _verdict_rows(outcome.verdicts, f"`{outcome.row.name}`")]
     missed = sum(not verdict.holds for outcome in outcomes for verdict in outcome.verdicts)
     heading = ["row", "bar", "found, median (from, to)", "by CPU time", ""]
     return "\n\n".join([
-        "# HTTP/1.1: what was measured",
+        f"# {title}: what was measured",
         conditions,
         "## The bars",
         table(heading, verdicts),
@@ -205,9 +209,9 @@ def describe(rounds: int, seconds: float, before: tuple[float, ...], after: tupl
     )
 
 
-def keep(outcomes: list[Outcome], facts: dict[str, str], conditions: str, folder: Path) -> None:
-    """Write the report in all its forms."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "http1.md").write_text(page(outcomes, facts, conditions))
-    (folder / "http1.json").write_text(json.dumps(data(outcomes, facts, conditions), indent=1) + "\n")
-    plot(outcomes, folder / "http1.svg")
+def keep(path: Path, title: str, outcomes: list[Outcome], facts: dict[str, str], conditions: str) -> None:
+    """Write the report in all its forms, each with its own suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(page(title, outcomes, facts, conditions))
+    path.with_suffix(".json").write_text(json.dumps(data(outcomes, facts, conditions), indent=1) + "\n")
+    plot(outcomes, path.with_suffix(".svg"))

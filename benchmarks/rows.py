@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 IN_FLIGHT = 16
+STREAMS = 64
+"""Requests in flight on the one connection of HTTP/2."""
+THREADS = 32
+PAGES = {"http1": "HTTP/1.1", "http2": "HTTP/2"}
+"""The pages of results that rows stand on, with what they are about."""
 HEADROOM = 2.0
 """Times the rate of the fastest contender that the server alone must be able to do."""
 
@@ -54,6 +59,10 @@ CPU_MILLISECONDS = Figure("CPU ms", lambda sample: sample.cpu_us / 1e3, True, 2)
 KILOBYTES = Figure("KB per connection", lambda sample: sample.facts["bytes"] / 1e3, True, 1)
 
 
+def _http2_server() -> AbstractContextManager[Target]:
+    return running_nginx(http2=True)
+
+
 def nowhere() -> AbstractContextManager[Target]:
     """Return no server."""
     from contextlib import nullcontext
@@ -76,6 +85,7 @@ class Row:
         limit: The contender that shows what the server can do; nobody's peer.
         judge_server: Whether the server must be able to do twice as much as the fastest.
         at_most_rounds: Rounds that are enough, where nothing is timed.
+        page: The page of results that it stands on.
     """
 
     name: str
@@ -87,6 +97,7 @@ class Row:
     limit: str | None = None
     judge_server: bool = False
     at_most_rounds: int = 1_000
+    page: str = "http1"
 
 
 class Verdict(NamedTuple):
@@ -120,14 +131,16 @@ class Outcome(NamedTuple):
     verdicts: list[Verdict]
 
 
-def _async_warm(**more: Any) -> dict[str, Job]:
-    both = {"asyncio": Job("AsyncAgent", in_flight=IN_FLIGHT, **more)}
+def _async_warm(in_flight: int = IN_FLIGHT, **more: Any) -> dict[str, Job]:
+    both = {"asyncio": Job("AsyncAgent", in_flight=in_flight, **more)}
     both["uvloop"] = dataclasses.replace(both["asyncio"], loop="uvloop")
     return {f"AsyncAgent, {loop}": job for loop, job in both.items()}
 
 
 _AIOHTTP = {f"aiohttp, {loop}": Job("aiohttp", in_flight=IN_FLIGHT, loop=loop) for loop in ("asyncio", "uvloop")}
 _WRK = {"wrk": Job("wrk", in_flight=IN_FLIGHT)}
+_H2LOAD = {"h2load": Job("h2load", in_flight=STREAMS, http2=True)}
+_HTTPX_H2 = {"httpx": Job("httpx.AsyncClient", in_flight=STREAMS, http2=True)}
 
 
 def _new(name: str, protocol: str, bars: tuple[Bar, ...]) -> Row:
@@ -153,7 +166,7 @@ def _new(name: str, protocol: str, bars: tuple[Bar, ...]) -> Row:
     )
 
 
-def _download(name: str, title: str, mode: str, bars: tuple[Bar, ...]) -> Row:
+def _download_jobs(mode: str, *, http2: bool = False) -> dict[str, Job]:
     clients = {
         "AsyncAgent, asyncio": ("AsyncAgent", "asyncio"),
         "AsyncAgent, uvloop": ("AsyncAgent", "uvloop"),
@@ -164,11 +177,28 @@ def _download(name: str, title: str, mode: str, bars: tuple[Bar, ...]) -> Row:
         "pycurl": ("pycurl", "asyncio"),
         "pyreqwest, asyncio": ("pyreqwest.Client", "asyncio"),
         "pyreqwest, sync": ("pyreqwest.SyncClient", "asyncio"),
+        "h2load" if http2 else "wrk": ("h2load" if http2 else "wrk", "asyncio"),
     }
-    jobs = {who: Job(client, path="/large", loop=loop, mode=mode) for who, (client, loop) in clients.items()}
-    if mode == "stream":
-        jobs["wrk"] = Job("wrk", path="/large", mode=mode)
-    return Row(name, title, MEGABYTES, jobs, bars, limit="wrk" if mode == "stream" else None)
+    absent = {"aiohttp", "urllib3"} if http2 else set()  # they speak HTTP/1.1 alone
+    if mode == "buffer":
+        absent |= {"wrk", "h2load"}
+    return {
+        who: Job(client, path="/large", loop=loop, mode=mode, http2=http2)
+        for who, (client, loop) in clients.items()
+        if who not in absent
+    }
+
+
+_DOWNLOAD_BARS = (
+    Bar("Agent", "pycurl", 0.9),
+    Bar("Agent", "pyreqwest, sync", 0.9),
+    Bar("AsyncAgent, asyncio", "pycurl", 0.9),
+    Bar("AsyncAgent, asyncio", "pyreqwest, asyncio", 0.9),
+)
+
+
+def _both_loops(theirs: str, limit: float) -> tuple[Bar, Bar]:
+    return Bar("AsyncAgent, asyncio", theirs, limit), Bar("AsyncAgent, uvloop", theirs, limit)
 
 
 def _floors(loop: str) -> Row:
@@ -245,18 +275,15 @@ ROWS = (
     ),
     _new("new-tls12", "TLSv1.2", (Bar("AsyncAgent", "aiohttp", 4.0), Bar("AsyncAgent", "pyreqwest", 1.8))),
     _new("new-tls13", "TLSv1.3", (Bar("AsyncAgent", "aiohttp", 1.8), Bar("AsyncAgent", "pyreqwest", 1.0))),
-    _download(
+    Row(
         "download",
         "100 MB on one warm connection, streamed and thrown away",
-        "stream",
-        (
-            Bar("Agent", "pycurl", 0.9),
-            Bar("Agent", "pyreqwest, sync", 0.9),
-            Bar("AsyncAgent, asyncio", "pycurl", 0.9),
-            Bar("AsyncAgent, asyncio", "pyreqwest, asyncio", 0.9),
-        ),
+        MEGABYTES,
+        _download_jobs("stream"),
+        _DOWNLOAD_BARS,
+        limit="wrk",
     ),
-    _download("buffered", "100 MB on one warm connection, as one body in memory", "buffer", ()),
+    Row("buffered", "100 MB on one warm connection, as one body in memory", MEGABYTES, _download_jobs("buffer"), ()),
     Row(
         "pool",
         "The pool: acquire and release",
@@ -301,6 +328,68 @@ ROWS = (
     ),
     _floors("asyncio"),
     _floors("uvloop"),
+    Row(
+        "h2-warm",
+        f"One warm connection of HTTP/2, asynchronous, {STREAMS} in flight",
+        REQUESTS,
+        {
+            **_async_warm(STREAMS, http2=True),
+            **_HTTPX_H2,
+            "pyreqwest": Job("pyreqwest.Client", in_flight=STREAMS, http2=True),
+            "Node": Job("node", in_flight=STREAMS, http2=True),
+            **_H2LOAD,
+        },
+        (
+            *_both_loops("httpx", 25.0),
+            *_both_loops("Node", 3.0),
+            *_both_loops("pyreqwest", 2.5),
+            *_both_loops("h2load", 0.35),
+        ),
+        server=_http2_server,
+        limit="h2load",
+        judge_server=True,
+        page="http2",
+    ),
+    Row(
+        "h2-sync",
+        f"One warm connection of HTTP/2, blocking, one in flight, and of ours one in each of {THREADS} threads",
+        REQUESTS,
+        {
+            "Agent": Job("Agent", http2=True),
+            f"Agent, {THREADS} threads": Job("Agent", in_flight=THREADS, http2=True),
+            "httpcore": Job("httpcore", http2=True),
+            "httpx": Job("httpx.Client", http2=True),
+            "pycurl": Job("pycurl", http2=True),
+            "pyreqwest": Job("pyreqwest.SyncClient", http2=True),
+            f"h2load, {STREAMS} in flight": _H2LOAD["h2load"],
+        },
+        (Bar("Agent", "httpcore", 4.0), Bar(f"Agent, {THREADS} threads", "Agent", 1.5)),
+        server=_http2_server,
+        limit=f"h2load, {STREAMS} in flight",
+        judge_server=True,
+        page="http2",
+    ),
+    Row(
+        "h2-pure",
+        f"One warm connection of HTTP/2, asynchronous, {STREAMS} in flight, engine in pure Python (h2)",
+        REQUESTS,
+        {**_async_warm(STREAMS, http2=True, engine="h2"), **_HTTPX_H2, **_H2LOAD},
+        _both_loops("httpx", 4.0),
+        server=_http2_server,
+        limit="h2load",
+        judge_server=True,
+        page="http2",
+    ),
+    Row(
+        "h2-download",
+        "100 MB on one warm connection of HTTP/2, streamed and thrown away",
+        MEGABYTES,
+        _download_jobs("stream", http2=True),
+        _DOWNLOAD_BARS,
+        server=_http2_server,
+        limit="h2load",
+        page="http2",
+    ),
 )
 
 

@@ -13,9 +13,11 @@ import gc
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,29 @@ class Checked:
         return seen
 
 
+class Witness:
+    """Has the server say after each turn that it was HTTP/2, and that all requests came over one connection."""
+
+    def __init__(self, job: Job, target: Target, get: Callable[[str], tuple[int, bytes]]) -> None:
+        self._url = f"{target.url}/connection" if job.http2 else None
+        self._get = get
+        self._last: tuple[int, int] | None = None
+        self.look(0)
+
+    def look(self, count: int) -> dict[str, Any]:
+        """Return what the server says after so many requests; nothing unless it is to be HTTP/2."""
+        if self._url is None:
+            return {}
+        status, body = self._get(self._url)
+        assert status == 200
+        protocol, *numbers = body.decode().split(" ")
+        connection, request = map(int, numbers)
+        assert protocol == "HTTP/2.0", protocol
+        assert self._last in (None, (connection, request - count - 1)), f"{count} requests after {self._last}: {body!r}"
+        self._last = connection, request
+        return {"protocol": "HTTP/2", "connections": 1}
+
+
 def event_loop(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return what makes the loop, None for asyncio's own."""
     if name == "asyncio":
@@ -94,10 +119,14 @@ def asynchronous(job: Job, target: Target) -> Iterator[Turn]:
         client = runner.run(opened())
         facts = runner.run(client.facts(f"{target.url}/")) if hasattr(client, "facts") else {}
 
+        witness = Witness(job, target, lambda url: runner.run(client.get(url)))
+
         def turn(count: int) -> Sample:
             watch = Stopwatch()
             runner.run(all_of_them(client, count))
-            return watch.stop(count, facts | checked.taken())
+            sample = watch.stop(count, facts | checked.taken())
+            sample.facts.update(witness.look(count))
+            return sample
 
         try:
             yield turn
@@ -107,28 +136,47 @@ def asynchronous(job: Job, target: Target) -> Iterator[Turn]:
 
 @contextlib.contextmanager
 def blocking(job: Job, target: Target) -> Iterator[Turn]:
-    """Make one request after the other."""
+    """Let `in_flight` threads make one request after the other; one alone is the main thread."""
     checked = Checked(job)
     url = target.url + job.path
-    with contextlib.closing(clients.SYNC[job.client](job, target)) as client:
+    with (
+        contextlib.closing(clients.SYNC[job.client](job, target)) as client,
+        ThreadPoolExecutor(job.in_flight) as threads,
+    ):
         facts = client.facts(f"{target.url}/") if hasattr(client, "facts") else {}
+        witness = Witness(job, target, client.get)
+        spread = map if job.in_flight == 1 else threads.map
 
-        def turn(count: int) -> Sample:
-            watch = Stopwatch()
+        def several(count: int) -> None:
             if job.mode == "stream":
                 for _ in range(count):
                     checked.streamed(*client.stream(url))
             else:
                 for _ in range(count):
                     checked.whole(*client.get(url))
-            return watch.stop(count, facts | checked.taken())
+
+        def turn(count: int) -> Sample:
+            watch = Stopwatch()
+            for _ in spread(several, [count // job.in_flight] * job.in_flight):
+                pass
+            sample = watch.stop(count, facts | checked.taken())
+            sample.facts.update(witness.look(count))
+            return sample
 
         yield turn
 
 
+def run_program(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a program to its end; returns what it said, and its CPU time."""
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
+
+
 @contextlib.contextmanager
-def yardstick(job: Job, target: Target) -> Iterator[Turn]:
-    """Run wrk: what the server can do. It verifies nobody, and it counts by time."""
+def wrk(job: Job, target: Target) -> Iterator[Turn]:
+    """Run wrk: what the server can do in HTTP/1.1. It verifies nobody, and it counts by time."""
     script = str(Path(__file__).with_name("wrk.lua"))
     command = ["wrk", "-t1", f"-c{job.in_flight}", f"-d{_WRK_SECONDS}s", "-s", script]
     if job.fresh:
@@ -136,14 +184,32 @@ def yardstick(job: Job, target: Target) -> Iterator[Turn]:
     command.append(target.url + job.path)
 
     def turn(_: int) -> Sample:
-        before = os.times()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
-        after = os.times()
+        done, cpu = run_program(command)
         requests, microseconds, failures, received = map(int, done.stderr.split())
         assert not failures, f"wrk met {failures} failures"
         times = received / LARGE if job.mode == "stream" else requests  # it stops in the middle of a body
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
         return Sample(times, microseconds / 1e6, cpu, 0.0, {})
+
+    yield turn
+
+
+@contextlib.contextmanager
+def h2load(job: Job, target: Target) -> Iterator[Turn]:
+    """Run h2load: what the server can do over one connection of HTTP/2. It verifies nobody."""
+    command = ["h2load", "-t1", "-c1", f"-m{job.in_flight}", target.url + job.path]
+
+    def turn(count: int) -> Sample:
+        done, cpu = run_program([*command, f"-n{count}"])
+        found = re.search(
+            r"Application protocol: (?P<protocol>\S+)\n.*"
+            r"finished in \S+, (?P<rate>[\d.]+) req/s, .* (?P<succeeded>\d+) succeeded, .*"
+            r"status codes: (?P<good>\d+) 2xx",
+            done.stdout,
+            re.DOTALL,
+        )
+        assert found, f"h2load said: {done.stdout}"
+        assert (found["protocol"], int(found["succeeded"]), int(found["good"])) == ("h2", count, count), found[0]
+        return Sample(count, count / float(found["rate"]), cpu, 0.0, {"protocol": "HTTP/2", "connections": 1})
 
     yield turn
 
@@ -168,16 +234,17 @@ def importing(job: Job, target: Target) -> Iterator[Turn]:  # noqa: ARG001 - as 
     yield turn
 
 
+_PROGRAMS = {"import": importing, "wrk": wrk, "h2load": h2load}
+
+
 def opening(client: str) -> Callable[[Job, Target], contextlib.AbstractContextManager[Turn]]:
     """Return what makes a contender ready; a peer's process does not load us."""
     if client in clients.ASYNC:
         return asynchronous
     if client in clients.SYNC:
         return blocking
-    if client == "import":
-        return importing
-    if client == "wrk":
-        return yardstick
+    if client in _PROGRAMS:
+        return _PROGRAMS[client]
     contender: Callable[[Job, Target], contextlib.AbstractContextManager[Turn]]
     contender = importlib.import_module(f"benchmarks.{client}").contender
     return contender
