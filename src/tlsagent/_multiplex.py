@@ -472,7 +472,7 @@ class Multiplex:
             exchange = stream.exchange
             if exchange is None:
                 continue
-            # While the request is not sent, too: a peer that answers before it has read all would wait for us, we for it.
+            # Also while the request is not sent: a peer that answers before it has read all waits for us, we for it.
             if stream.owed and (exchange.awaiting is Awaiting.END or exchange.sent_at is None):
                 self._engine.consumed(stream.id, stream.owed)
                 stream.owed = 0
