@@ -658,7 +658,7 @@ class AgentCore:
 
     def watch(self, connection: Connection) -> float:
         """Arm the timer of a connection anew and return its deadline; moving it later costs next to nothing."""
-        deadline = connection.next_deadline()
+        deadline = connection.next_deadline() if connection.dead is None else math.inf
         timer = connection.timer
         # An earlier timer looks again when it fires.
         if deadline < (math.inf if timer.deadline is None else timer.deadline):

@@ -718,6 +718,7 @@ def test_trace_hears_of_its_request_alone():
     agent.acquire(subject, 0.0)
 
     agent.start(subject, 0.0)
+    agent.tell_started(subject)
 
     assert [type(event) for event in traced] == [Reused]
 
@@ -748,6 +749,19 @@ def test_stapled_response_is_told():
 
     assert heard == [Secured, OCSPResponse]
     assert connection.info.ocsp_response == b"DER"
+
+
+@pytest.mark.parametrize("alpn", ["h2", "http/1.1"])
+def test_nothing_is_due_on_a_dead_connection(alpn):
+    """Its driver may look at it once more after it was counted out, with inactivity to be watched or without."""
+    agent = core(timeout=5)
+    connection = leased(agent, SimulatedServer(alpn_protocols=(alpn,))).lease.connection
+    assert agent.watch(connection) == 5
+    connection.close("peer")
+    assert agent.closed(connection, "peer")
+
+    assert agent.watch(connection) == inf
+    assert agent.handle_timeout(100.0) == []
 
 
 def test_nothing_is_told_of_an_unfinished_handshake():
