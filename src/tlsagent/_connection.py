@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP1Engine, HTTP2Engine
     from tlsagent._identity import Plan, Secured
+    from tlsagent._options import Http2Options
     from tlsagent._tls.certificates import PeerCertificate
     from tlsagent._tls.context import SecureContext
     from tlsagent._tls.engine import HandshakeFacts
@@ -163,13 +164,12 @@ class Protocols(NamedTuple):
 
     Attributes:
         http1, http2: Make an engine for one connection.
-        ping_interval, ping_timeout: Of `Http2Options`.
+        http2_limits: What is set for HTTP/2.
     """
 
     http1: Callable[[], HTTP1Engine]
     http2: Callable[[], HTTP2Engine]
-    ping_interval: float | None
-    ping_timeout: float | None
+    http2_limits: Http2Options
 
 
 class News(NamedTuple):
@@ -686,7 +686,7 @@ class Connection:
         chosen = facts.alpn_protocol
         if chosen == "h2":
             engine = protocols.http2()
-            self.shared = Multiplex(engine, protocols.ping_interval, protocols.ping_timeout, now)
+            self.shared = Multiplex(engine, protocols.http2_limits, now)
             return engine.name
         _require_http1(chosen, self.plan.key.identity.alpn_protocols)
         http = self._http = protocols.http1()

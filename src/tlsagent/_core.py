@@ -99,8 +99,7 @@ class AgentCore:
         self._protocols = Protocols(
             functools.partial(http1_engine(options.http1_engine), options.http1),
             functools.partial(http2_engine(options.http2_engine), options.http2),
-            options.http2.ping_interval,
-            options.http2.ping_timeout,
+            options.http2,
         )
         self._socket_limits = SocketLimits(
             options.max_lifetime, options.max_requests_per_socket, options.keep_alive_hint_margin

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 HIGH_WATER: Final = 262_144
-"""Bytes of a streamed body that wait for their consumer before the connection stops reading."""
+"""Bytes of a streamed body that wait for their consumer before a connection stops reading."""
 
 _TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {
     "send": (SendTimeout, "the peer accepted no byte of the request for {} s (timeouts.send)"),
@@ -117,6 +117,7 @@ class Exchange:
         error: Why the exchange failed, if it did.
         attempts: How often the request was sent.
         stream: Its stream on a shared connection, also after its end while somebody has yet to read; opaque here.
+        high_water: Bytes of a streamed body that may wait; beyond, it is the consumer who keeps the peer waiting.
         unprocessed: Whether an attempt failed that the peer has certainly not processed (RFC 9113, 8.7).
         ticket, lease, waker: The driver's and the pool's; opaque here.
     """
@@ -138,6 +139,7 @@ class Exchange:
         "head",
         "head_at",
         "held",
+        "high_water",
         "holding",
         "informational",
         "lease",
@@ -216,6 +218,7 @@ class Exchange:
         self.trailers: Headers | None = None
         self.chunks: list[bytes] = []
         self.held = 0
+        self.high_water = HIGH_WATER
         self.clocked_at = 0.0
         self.paused = False
         self.holding = False
@@ -373,7 +376,7 @@ class Exchange:
             if self.max_size is not None and self.held > self.max_size:
                 self.fail(_too_large(self.max_size), self.now)
                 return
-        elif self.held > HIGH_WATER and self.sent_at is not None:
+        elif self.held > self.high_water and self.sent_at is not None:
             # Not before the request is sent: a server that answers before it has read all would wait for us, we for it.
             self.paused = True
             self.deadline = self.total_at

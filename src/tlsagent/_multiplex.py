@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from tlsagent._exchange import Awaiting
+from tlsagent._exchange import HIGH_WATER, Awaiting
 from tlsagent._raw import RawStream
 from tlsagent.errors import (
     ConnectionLost,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP2Engine
     from tlsagent._http.messages import Headers, ResponseHead
+    from tlsagent._options import Http2Options
 
 NO_ERROR: Final = 0x00
 CANCEL: Final = 0x08
@@ -209,6 +210,7 @@ class Multiplex:
         "_engine",
         "_heard_at",
         "_held",
+        "_high_water",
         "_ping_interval",
         "_ping_timeout",
         "_pinged_at",
@@ -219,12 +221,12 @@ class Multiplex:
         "touched",
     )
 
-    def __init__(
-        self, engine: HTTP2Engine, ping_interval: float | None, ping_timeout: float | None, now: float
-    ) -> None:
+    def __init__(self, engine: HTTP2Engine, limits: Http2Options, now: float) -> None:
         self._engine = engine
-        self._ping_interval = math.inf if ping_interval is None else ping_interval
-        self._ping_timeout = math.inf if ping_timeout is None else ping_timeout
+        self._ping_interval = math.inf if limits.ping_interval is None else limits.ping_interval
+        self._ping_timeout = math.inf if limits.ping_timeout is None else limits.ping_timeout
+        # Credit is given back half a window at a time: what is read less than that does not let the peer go on.
+        self._high_water = min(HIGH_WATER, limits.stream_window // 2)
         self._streams: dict[int, Stream] = {}
         self._held: list[Stream] = []
         self._heard_at = self.now = now
@@ -287,6 +289,7 @@ class Multiplex:
     def start(self, exchange: Exchange, connection: Connection, now: float) -> None:
         """Begin an exchange: on a stream now, or as soon as the connection is out of doubt."""
         stream = exchange.stream = Stream(self, connection, exchange)
+        exchange.high_water = self._high_water
         self.now = now
         if not self._streams and now >= self._heard_at + self._ping_interval:
             self._engine.ping()
