@@ -170,6 +170,8 @@ def test_retry_can_be_switched_off():
 def test_second_death_is_final():
     """A request is repeated once only, on a connection made for it, even if others are idle."""
     sim = Simulation(server=SimulatedServer(lambda request, peer: Reply() if "warm" in request.target else peer.drop()))
+    sim.preconnect(URL, 2)
+    sim.run_until_idle()
     for _ in range(2):
         sim.request("GET", URL + "warm")
     sim.run_until_idle()
@@ -499,7 +501,7 @@ def test_many_keys_leave_no_trace():
 
 def test_refused_connect_is_told_once_and_the_queue_goes_on():
     """A refused attempt fails the request that depends on it; the next waiter dials anew."""
-    sim = Simulation(max_sockets=1, network=Network(connect=None))
+    sim = Simulation(max_sockets=1, network=Network(connect=None), alpn_protocols=("http/1.1",))
     first, second = sim.request("GET", URL), sim.request("GET", URL)
     sim.run_until_idle()
     [dial] = sim.dials
@@ -513,6 +515,52 @@ def test_refused_connect_is_told_once_and_the_queue_goes_on():
     sim.dials[0].accept()
     sim.run_until_idle()
     assert second.response.status == 200
+
+
+def test_one_dial_stands_for_all_until_it_is_known_what_is_spoken():
+    """Of an origin not known yet one connection is made; its failure is told to all who wait for it."""
+    sim = Simulation(network=Network(connect=None))
+    handles = [sim.request("GET", URL) for _ in range(3)]
+    sim.run_until_idle()
+    [dial] = sim.dials
+
+    dial.refuse()
+
+    assert [handle.error.code for handle in handles] == ["ECONNREFUSED"] * 3
+    assert len({id(handle.error) for handle in handles}) == 3
+    assert sim.dials == sim.core.pool.keys() == []
+
+
+@pytest.mark.parametrize("dial_delay", [0.3, 2.0])
+def test_second_dial_joins_a_slow_first(dial_delay):
+    """After `dial_delay` a second attempt starts beside the first, if others wait; whichever comes first serves all."""
+    server = SimulatedServer(alpn_protocols=("h2", "http/1.1"))
+    sim = Simulation(network=Network(connect=None), server=server, dial_delay=dial_delay)
+    handles = [sim.request("GET", URL) for _ in range(3)]
+
+    sim.advance(dial_delay - 0.01)
+    assert len(sim.dials) == 1
+    sim.advance(0.02)
+    assert len(sim.dials) == 2
+    sim.dials[1].accept()
+    sim.run_until_idle()
+
+    assert [handle.response.http_version for handle in handles] == ["HTTP/2"] * 3
+    assert len(sim.dials) == 1
+
+
+def test_answer_that_nothing_is_shared_dials_for_the_rest_at_once():
+    """HTTP/1.1 where HTTP/2 was hoped for: the others dial side by side, and so does everybody from then on."""
+    sim = Simulation(server=SimulatedServer(lambda request, peer: Reply(delay=1)), dial_delay=None)
+    handles = [sim.request("GET", URL) for _ in range(3)]
+    sim.advance(1.1)
+    assert [handle.done for handle in handles] == [True] * 3
+    sim.close_idle()
+
+    for _ in range(3):
+        sim.request("GET", URL)
+
+    assert len(sim.dials) == 3
 
 
 def test_unknown_host():

@@ -61,6 +61,7 @@ TESTED_ELSEWHERE = {
     "testing/_listen": "test_testing_server.py",
     "testing/_network": "test_simulation.py",
     "testing/_peer": "test_simulation.py",
+    "testing/_peer_http2": "test_simulation.py",
     "testing/_settings": "test_testing_server.py",
     "testing/_tls": "test_testing_server.py",
     "testing/frames": "test_testing_h2.py",

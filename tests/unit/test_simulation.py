@@ -7,20 +7,25 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+from h2.exceptions import ProtocolError
 
-from tlsagent import AgentOptions, Timeouts
+from tlsagent import AgentOptions, Http2Options, Timeouts
 from tlsagent.errors import (
     CertificateError,
     ConnectError,
     ConnectionLost,
     LocalProtocolError,
     RemoteProtocolError,
+    SendTimeout,
+    StreamReset,
 )
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried, Secured
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, GoAway, Retried, Secured
 from tlsagent.testing.authority import Authority
-from tlsagent.testing.simulation import Network, Pipe, Reply, SimulatedServer, Simulation, silent
+from tlsagent.testing.simulation import Network, Pipe, Reply, SimulatedServer, Simulation, echo, silent
 
 URL = "https://a.test/"
+INITIAL_WINDOW_SIZE = 4
+CANCEL = 8
 
 
 def finish(sim, *args, **kwargs):
@@ -251,7 +256,7 @@ def test_refusing_and_unknown_hosts():
 
 def test_dials_by_hand():
     """With connect=None the test decides about each attempt."""
-    sim = Simulation(network=Network(connect=None))
+    sim = Simulation(network=Network(connect=None), alpn_protocols=("http/1.1",))
     handles = [sim.request("GET", URL) for _ in range(2)]
     sim.run_until_idle()
     first, second = sim.dials
@@ -470,6 +475,350 @@ def test_settings_of_the_server():
     assert isinstance(finish(sim, "GET", URL).error, CertificateError)
 
     assert finish(sim, "GET", "https://only.test/").response.connection.protocol_version == "TLSv1.2"
+
+
+# -- HTTP/2
+
+
+def http2(app=echo, **settings):
+    return SimulatedServer(app, alpn_protocols=("h2", "http/1.1"), **settings)
+
+
+def test_requests_share_a_connection():
+    """Where ALPN chooses HTTP/2 requests are streams of one connection, and the same application answers."""
+    sim = Simulation(server=http2())
+
+    handles = [sim.request("POST", URL + str(n), content=b"x" * n) for n in range(4)]
+    sim.run_until_idle()
+
+    assert [handle.response.content for handle in handles] == [b"POST /%d\n%b" % (n, b"x" * n) for n in range(4)]
+    [peer] = sim.peers
+    assert peer.facts.alpn == "h2"
+    assert [request.stream_id for request in peer.requests] == [1, 3, 5, 7]
+    assert all(request.complete and request.answered for request in peer.requests)
+    assert (peer.http2.open, peer.overlapped) == ({}, False)
+
+
+def test_stream_as_the_peer_saw_it():
+    """Fields, body and trailers of a stream are there to look at, and its answer's are told."""
+    reply = Reply(headers=[("X-B", "2")], body=b"abc", trailers=[("x-u", "3")], interim=[103, 100])
+    sim = Simulation(server=http2(lambda request, peer: reply))
+    handle = finish(sim, "POST", URL + "x", headers={"X-A": "1"}, content=[b"a", b"b"], trailers={"x-t": "2"})
+
+    [request] = sim.peers[0].requests
+    assert (request.method, request.target, request.body) == ("POST", "/x", b"ab")
+    assert (request.header(":authority"), request.header("x-a")) == ("a.test", "1")
+    assert request.trailers == (("x-t", "2"),)
+    assert handle.response.headers.get("x-b") == "2"
+    assert handle.response.trailers.get("x-u") == "3"
+    assert [head.status for head in handle.response.informational] == [103, 100]
+
+
+@pytest.mark.parametrize(
+    ("method", "reply", "content"),
+    [
+        ("GET", Reply(body=b"abc"), b"abc"),
+        ("GET", Reply(body=b"abc", chunked=True), b"abc"),
+        ("GET", Reply(), b""),
+        ("GET", Reply(status=204), b""),
+        ("GET", Reply(trailers=[("x-a", "1")]), b""),
+        ("HEAD", Reply(body=b"abc"), b""),
+        ("GET", Reply(body=b"x" * 3_000_000), b"x" * 3_000_000),
+    ],
+)
+def test_replies_on_a_stream(method, reply, content):
+    """A reply of any form and size, and the connection serves again."""
+    sim = Simulation(server=http2(lambda request, peer: reply))
+
+    for _ in range(2):
+        assert finish(sim, method, URL).response.content == content
+
+    assert len(sim.peers) == 1
+
+
+def test_replies_by_hand_and_in_thought():
+    """Each stream has its own answer, in any order and at its own time."""
+    sim = Simulation(
+        server=http2(lambda r, p: Reply(body=b"thought", delay=float(r.target[1:])) if r.target[1:] else None)
+    )
+    handles = [sim.request("GET", URL + target) for target in ("", "3", "1", "2", "")]
+    sim.advance(2.5)
+    [peer] = sim.peers
+    assert [handle.done for handle in handles] == [False, False, True, True, False]
+    assert peer.next_deadline() == 3
+
+    peer.respond(Reply(body=b"last"), request=peer.requests[4])
+    peer.respond(Reply(body=b"twice"), request=peer.requests[4])
+    peer.respond(Reply(body=b"first"))
+    peer.respond(Reply(body=b"by hand"))
+    sim.advance(5)
+
+    expected = [b"first", b"by hand", b"thought", b"thought", b"last"]
+    assert [handle.response.content for handle in handles] == expected
+    assert peer.outstanding is None
+    peer.respond(Reply())  # nobody to answer
+
+
+def test_slow_consumer_holds_its_stream_back():
+    """A body that nobody reads stops at the stream's window, and the others go on."""
+    body = b"x" * 300_000
+    options = Http2Options(stream_window=100_000)
+    sim = Simulation(server=http2(lambda r, p: Reply(body=body)), http2=options)
+    slow = finish(sim, "GET", URL, stream=True)
+    sim.advance(1_000)
+
+    assert finish(sim, "GET", URL).response.content == body
+    found = slow.response.read()
+    assert len(found) == 100_000
+    while not slow.response.ended:
+        sim.run_until_idle()
+        found += slow.response.read()
+
+    assert found == body
+    assert (sim.stats().idle, len(sim.peers)) == (1, 1)
+
+
+@pytest.mark.parametrize("window", [1, 100, 5_000])
+def test_upload_waits_for_the_peer_s_windows(window):
+    """A body is asked for and sent as the peer gives credit, whatever its form."""
+    sim = Simulation(server=http2(initial_window_size=window))
+    size = window * 7
+
+    handles = [
+        sim.request("POST", URL, content=content)
+        for content in (b"x" * size, iter([b"x" * size]), iter([b"x"] * size), [b"x" * (size - 1), b"x"])
+    ]
+    sim.run_until_idle()
+
+    assert [len(handle.response.content) for handle in handles] == [size + 7] * 4
+
+
+def test_peer_that_gives_no_credit():
+    """Without credit a body waits, until SETTINGS open its window or the time to send is over."""
+    sim = Simulation(server=http2(initial_window_size=0), timeouts=Timeouts(send=5))
+    sim.preconnect(URL)
+    sim.run_until_idle()
+    first = sim.request("POST", URL, content=iter([b"x"] * 10))
+    sim.advance(5.1)
+    second = sim.request("POST", URL, content=iter([b"x"] * 10))
+    sim.advance(1)
+
+    sim.peers[0].http2.settings({INITIAL_WINDOW_SIZE: 100})
+    sim.run_until_idle()
+
+    assert isinstance(first.error, SendTimeout)
+    assert sim.peers[0].requests[0].reset == CANCEL
+    assert second.response.content == b"POST /\n" + b"x" * 10
+
+
+def test_streams_beyond_the_limit_are_refused():
+    """A client that has not seen the SETTINGS yet may open too many: those are refused one by one, and come again."""
+    server = http2(lambda r, p: Reply(delay=1), max_concurrent_streams=2)
+    sim = Simulation(server=server, network=Network(latency=0.1), max_sockets=1)
+
+    handles = [sim.request("POST", URL) for _ in range(5)]
+    sim.run_until_idle()
+
+    assert [handle.response.status for handle in handles] == [200] * 5
+    assert sum(handle.response.attempts for handle in handles) > 5
+    assert len(sim.peers[0].requests) == 5
+
+
+def test_reset_by_the_peer():
+    """A test may reset a stream; the others go on."""
+    sim = Simulation(server=http2(silent))
+    handles = [sim.request("GET", URL) for _ in range(2)]
+    sim.run_until_idle()
+    [peer] = sim.peers
+
+    peer.http2.reset(peer.requests[0], 2)
+    peer.http2.reset(peer.requests[0], 3)
+    peer.respond(Reply(), request=peer.requests[0])
+    peer.respond(Reply(body=b"on"))
+    sim.run_until_idle()
+
+    assert isinstance(handles[0].error, StreamReset)
+    assert handles[0].error.error_code == 2
+    assert handles[1].response.content == b"on"
+
+
+def test_reset_by_the_client():
+    """A request that is given up is reset, and what thought about it is forgotten."""
+    sim = Simulation(server=http2(lambda r, p: Reply(delay=2, body=b"x" * 100)))
+    gone, stays = sim.request("GET", URL), sim.request("GET", URL)
+    sim.advance(1)
+
+    gone.cancel()
+    sim.advance(5)
+
+    [peer] = sim.peers
+    assert (peer.requests[0].reset, peer.requests[0].answered, peer.next_deadline()) == (CANCEL, False, inf)
+    assert stays.response.status == 200
+    assert sim.links[0].peer is peer
+
+
+def test_goaway_by_the_peer():
+    """What is above the last stream goes elsewhere, the rest is answered, then the peer closes."""
+    sim = Simulation(server=http2(silent))
+    told = []
+    sim.on(GoAway, told.append)
+    handles = [sim.request("POST", URL) for _ in range(3)]
+    sim.run_until_idle()
+    [peer] = sim.peers
+
+    peer.http2.goaway(2**31 - 1)
+    sim.run_until_idle()
+    peer.http2.goaway(3, 11)
+    sim.run_until_idle()
+
+    assert [request.refused for request in peer.requests] == [False, False, True]
+    [_, other] = sim.peers
+    assert [len(one.requests) for one in sim.peers] == [3, 1]
+    for one in (peer, peer, other):
+        one.respond(Reply(body=b"%d" % one.id))
+        sim.run_until_idle()
+    assert [handle.response.content for handle in handles] == [b"1", b"1", b"2"]
+    assert (peer.ending, [link.peer for link in sim.links]) == ("eof", [other])
+    assert [(event.last_stream_id, event.code) for event in told] == [(2**31 - 1, 0), (3, 11)]
+
+
+def test_reply_that_takes_leave():
+    """close=True sends GOAWAY behind the answer."""
+    sim = Simulation(server=http2(lambda request, peer: Reply(close=True)))
+
+    assert finish(sim, "GET", URL).response.status == 200
+    assert sim.links == []
+    assert sim.peers[0].ending == "eof"
+
+
+def test_client_that_takes_leave():
+    """A connection closed in order says GOAWAY, then close_notify."""
+    sim = Simulation(server=http2())
+    finish(sim, "GET", URL)
+
+    sim.close_idle()
+    sim.run_until_idle()
+
+    assert (sim.peers[0].http2.client_left, sim.peers[0].client_ended) == (0, "close_notify")
+
+
+def test_pings_both_ways():
+    """PINGs of either side are answered, and counted."""
+    sim = Simulation(server=http2(silent), http2=Http2Options(ping_interval=10), timeouts=Timeouts(response=None))
+    handle = finish(sim, "GET", URL)
+    [peer] = sim.peers
+
+    peer.http2.ping()
+    sim.run_until_idle()
+    assert (peer.http2.pings, peer.http2.pongs) == (0, 1)
+    sim.advance(25)
+
+    assert (peer.http2.pings, handle.done) == (2, False)
+
+
+def test_parts_of_a_response():
+    """A test may send a response piece by piece, or leave it half done."""
+    sim = Simulation(server=http2(silent))
+    handle = finish(sim, "GET", URL, stream=True)
+    [peer] = sim.peers
+    [request] = peer.requests
+
+    peer.http2.headers(request, [(":status", "200"), ("X-A", "1")])
+    sim.run_until_idle()
+    assert handle.response.headers.get("x-a") == "1"
+    peer.http2.data(request, b"ha")
+    peer.http2.data(request, b"lf")
+    sim.run_until_idle()
+    assert (handle.response.read(), handle.response.ended, request.answered) == (b"half", False, False)
+    peer.http2.data(request, b"", end=True)
+    peer.http2.data(request, b"late")
+    sim.run_until_idle()
+
+    assert (handle.response.read(), handle.response.ended, request.answered) == (b"", True, True)
+
+
+def test_tunnel_on_a_stream():
+    """After a 2xx to CONNECT bytes go both ways; who listens is told, and the connection outlives the tunnel."""
+    sim = Simulation(server=http2(lambda request, peer: Reply()))
+    handle = finish(sim, "CONNECT", "https://a.test:443", stream=True)
+    [peer] = sim.peers
+    [request] = peer.requests
+    stream, heard = handle.exchange.switched, []
+    stream.listener = lambda: heard.append(True)
+
+    stream.write(b"up", sim.now)
+    sim.links[0].flush(sim.now)
+    peer.http2.data(request, b"down")
+    sim.run_until_idle()
+
+    assert (handle.response.status, request.target, request.body) == (200, "a.test:443", b"up")
+    assert stream.take_over().take(100, stream) == b"down"
+    assert heard
+    peer.http2.data(request, b"", end=True)
+    sim.run_until_idle()
+    stream.hang_up("close")
+    sim._advance(sim.links[0])
+    sim.run_until_idle()
+    assert (peer.http2.open, sim.stats().idle) == ({}, 1)
+
+
+def test_bytes_as_they_are_on_a_shared_connection():
+    """An application that answers bytes may break the protocol: that costs the client its connection."""
+    sim = Simulation(server=http2(lambda request, peer: b"HTTP/1.1 200 OK\r\n\r\n"))
+
+    handle = finish(sim, "GET", URL)
+
+    assert isinstance(handle.error, RemoteProtocolError)
+    assert sim.links == []
+    assert sim.peers[0].http2.client_left != 0
+
+
+def test_client_that_breaks_the_protocol_is_noticed():
+    """What h2 has against the client is kept, and it gets GOAWAY."""
+    sim = Simulation(server=http2())
+    finish(sim, "GET", URL)
+    [link] = sim.links
+
+    link.connection.write(b"\0" * 9, sim.now)
+    link.flush(sim.now)
+    sim.run_until_idle()
+
+    assert isinstance(link.peer.failure, ProtocolError)
+    assert sim.links == []
+
+
+def test_shared_connection_makes_no_more_than_the_network_takes():
+    """While the network is full nothing more is encrypted; it follows as the peer reads."""
+    server = http2(initial_window_size=1_000_000)
+    sim = Simulation(server=server, network=Network(window=20_000, piece=3_000))
+    sim.preconnect(URL)
+    sim.run_until_idle()
+    [link] = sim.links
+    link.up.held = True
+    handles = [sim.request("POST", URL, content=b"x" * 60_000) for _ in range(8)]
+
+    assert link.up.size < 150_000
+    link.up.held = False
+    sim.run_until_idle()
+
+    assert [len(handle.response.content) for handle in handles] == [60_007] * 8
+
+
+def test_streamed_response_waits_for_its_upload():
+    """As with the real drivers the caller gets a response once the body is sent, or is wanted no more."""
+    sim = Simulation(server=http2(early=True), network=Network(window=10_000))
+    sim.preconnect(URL)
+    sim.run_until_idle()
+    [link] = sim.links
+    handle = sim.request("POST", URL, content=iter([b"x" * 9_000] * 5), stream=True)
+    link.up.held = True
+    sim.run_until_idle()
+    assert not handle.done
+
+    link.up.held = False
+    sim.run_until_idle()
+
+    assert handle.response.status == 200
 
 
 # -- Time

@@ -168,8 +168,10 @@ class Link:
         return self.up.size < self.network.window
 
     def flush(self, now: float) -> None:
-        """Send what the client has to say."""
-        self.up.send(self.connection.data_to_send(), now)
+        """Send what the client has to say; that of a shared connection is not even made while the network is full."""
+        connection = self.connection
+        if connection.shared is None or connection.dead is not None or self.writable:
+            self.up.send(connection.data_to_send(), now)
 
     def close(self, now: float) -> None:
         """Close the client's end."""
@@ -189,6 +191,8 @@ class Link:
                 self.down.end(item, now)
         elif item is not None:
             peer.receive_data(item, now)
+            if not self.closed and self.connection.shared is not None:
+                self.flush(now)
         self.down.send(peer.data_to_send(), now)
         if peer.ending is not None:
             self.down.end(peer.ending, now)

@@ -1,9 +1,10 @@
 """
 The other end of a simulated connection: a server for one connection, sans I/O.
 
-Shares no code with the client: TLS is the standard library's `ssl` over memory BIOs, HTTP is h11 in the server's role.
-It answers requests as a `SimulatedServer` says, or does what a test tells it to do at any moment: send stray bytes, end
-with or without close_notify, break, say nothing. When bytes arrive is the network's affair.
+Shares no code with the client: TLS is the standard library's `ssl` over memory BIOs, HTTP is h11 in the server's role,
+or h2 (`_peer_http2`) where ALPN has chosen that. It answers requests as a `SimulatedServer` says, or does what a test
+tells it to do at any moment: send stray bytes, end with or without close_notify, break, say nothing. When bytes arrive
+is the network's affair.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import h11
+from h2.exceptions import ProtocolError
 
+from tlsagent.testing._peer_http2 import PeerStreams
 from tlsagent.testing._settings import ServerSettings
 from tlsagent.testing._tls import StdlibTLS, TLSFacts, TLSFailure, make_context
 from tlsagent.testing.authority import default_authority, default_credentials
@@ -35,17 +38,30 @@ class PeerRequest:
 
     Attributes:
         headers: In order, names in lower case.
+        stream_id: Its stream, 0 over HTTP/1.1.
         complete: Whether its end has arrived.
-        answered: Whether the peer has sent a whole response.
+        answered: Whether the peer has given a whole response.
+        over: HTTP/2: whether its stream has ended in another way, reset by either side or above a GOAWAY.
+        refused: HTTP/2: whether the peer has said that it did not process it.
+        reset: HTTP/2: the code of the client's RST_STREAM.
     """
 
     method: str
     target: str
     headers: Fields
+    stream_id: int = 0
     body: bytes = b""
     trailers: Fields = ()
     complete: bool = False
     answered: bool = False
+    over: bool = False
+    refused: bool = False
+    reset: int | None = None
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether it waits for its response."""
+        return not (self.answered or self.over)
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, or None."""
@@ -58,10 +74,11 @@ class Reply:
     A response.
 
     Attributes:
-        headers: Without framing, which is added: a length, or chunks where `chunked` says so or there are trailers.
+        headers: Without framing, which is added: a length, or chunks (HTTP/2: no length) where `chunked` says so or
+            there are trailers.
         interim: Status codes of 1xx responses to send first.
         delay: Simulated seconds of thought before anything is sent.
-        close: Whether to say "Connection: close" and to close.
+        close: Whether to say "Connection: close" and to close; HTTP/2: whether to send GOAWAY behind it.
     """
 
     status: int = 200
@@ -136,7 +153,8 @@ class Peer:
         requests: All it has seen, in order.
         facts: What the handshake agreed on; None before its end.
         received: Bytes of plaintext that have arrived.
-        overlapped: Whether a request began before the response to the one before was sent.
+        overlapped: HTTP/1.1: whether a request began before the response to the one before was sent.
+        http2: Its streams, once ALPN has chosen HTTP/2.
         failure: What TLS or HTTP had against the client.
         client_ended: How the client ended its side.
         ending: How this side ended.
@@ -151,8 +169,9 @@ class Peer:
     failure: Exception | None = None
     client_ended: Literal["close_notify", "eof", "reset"] | None = None
     ending: Ending | None = None
+    http2: PeerStreams | None = None
     _plain: bytes = b""
-    _thinking: tuple[float, Reply] | None = None
+    _thinking: list[tuple[float, PeerRequest, Reply]] = field(default_factory=list)
     _tls: StdlibTLS = field(init=False, repr=False)
     _http: h11.Connection = field(init=False, repr=False)
 
@@ -167,8 +186,8 @@ class Peer:
 
     @property
     def outstanding(self) -> PeerRequest | None:
-        """The request that waits for its response, if one does."""
-        return self.requests[-1] if self.requests and not self.requests[-1].answered else None
+        """The oldest request that waits for its response, if one does."""
+        return next((request for request in self.requests if request.outstanding), None)
 
     # --- What the network brings --------------------------------------------------------------------------------------
 
@@ -183,8 +202,11 @@ class Peer:
             self.failure = exc
             self.ending = "eof"
             return
-        if shaking and self._tls.facts is not None and self.server.greet is not None:
-            self.server.greet(self)
+        if shaking and self._tls.facts is not None:
+            if self._tls.facts.alpn == "h2":
+                self.http2 = PeerStreams(self, self.server.settings)
+            if self.server.greet is not None:
+                self.server.greet(self)
         if plaintext:
             self.received += len(plaintext)
             self._take_plaintext(plaintext, now)
@@ -204,23 +226,27 @@ class Peer:
 
     def next_deadline(self) -> float:
         """Return when it has thought long enough."""
-        return math.inf if self._thinking is None else self._thinking[0]
+        return min((at for at, _, _ in self._thinking), default=math.inf)
 
     def handle_timeout(self, now: float) -> None:
         """Answer what has been thought about."""
-        if self._thinking is not None and self._thinking[0] <= now:
-            reply = self._thinking[1]
-            self._thinking = None
-            self.respond(reply, now)
+        for _, request, reply in [thought for thought in self._thinking if thought[0] <= now]:
+            self.respond(reply, now, request)
 
     # --- What a test may ask for --------------------------------------------------------------------------------------
 
-    def respond(self, reply: Reply, now: float = 0.0) -> None:
-        """Answer the outstanding request; without a request, or after the end, there is nobody to answer."""
-        request = self.outstanding
-        if request is None or self.ending is not None:
+    def respond(self, reply: Reply, now: float = 0.0, request: PeerRequest | None = None) -> None:
+        """Answer a request, by default the oldest outstanding one; after the end there is nobody to answer."""
+        request = request or self.outstanding
+        self._thinking = [thought for thought in self._thinking if thought[1] is not request]
+        if request is None or not request.outstanding or self.ending is not None:
             return
-        self._thinking = None
+        if self.http2 is not None:
+            self.http2.respond(request, reply)
+        else:
+            self._respond_http1(request, reply, now)
+
+    def _respond_http1(self, request: PeerRequest, reply: Reply, now: float) -> None:
         http = self._http
         fields = [*reply.headers, *([("connection", "close")] if reply.close else ())]
         if reply.chunked or reply.trailers:
@@ -263,23 +289,41 @@ class Peer:
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
+    def begin_request(self, method: str, target: str, headers: Fields, stream_id: int = 0) -> PeerRequest:
+        """Note a request whose head is here."""
+        request = PeerRequest(method, target, headers, stream_id)
+        self.requests.append(request)
+        return request
+
+    def take_head(self, request: PeerRequest, now: float) -> None:
+        """Do what follows from the head of a request."""
+        # Of a tunnel nothing more has to come: it is asked for by its head.
+        if self.server.early or (request.stream_id and request.method == "CONNECT"):
+            self._ask(request, now)
+
+    def take_end(self, request: PeerRequest, now: float) -> None:
+        """Do what follows from the end of a request."""
+        if request.outstanding and not self.server.early:
+            self._ask(request, now)
+
     def _take_plaintext(self, data: bytes, now: float) -> None:
-        if self.requests and self.requests[-1].complete and not self.requests[-1].answered:
-            self.overlapped = True
         try:
-            self._http.receive_data(data)
-            self._take_events(now)
-        except h11.RemoteProtocolError as exc:
+            if self.http2 is not None:
+                self.http2.receive_data(data, now)
+            else:
+                if self.requests and self.requests[-1].complete and not self.requests[-1].answered:
+                    self.overlapped = True
+                self._http.receive_data(data)
+                self._take_events(now)
+        except (h11.RemoteProtocolError, ProtocolError) as exc:
             self.failure = exc
             self.close()
 
     def _take_events(self, now: float) -> None:
         while isinstance(event := self._http.next_event(), h11.Event):
             if isinstance(event, h11.Request):
-                fields = _text(event.headers)
-                self.requests.append(PeerRequest(event.method.decode(), event.target.decode(), fields))
-                if self.server.early:
-                    self._ask(self.requests[-1], now)
+                request = self.begin_request(event.method.decode(), event.target.decode(), _text(event.headers))
+                self.take_head(request, now)
             elif isinstance(event, h11.Data):
                 self.requests[-1].body += event.data
             elif isinstance(event, h11.EndOfMessage):
@@ -288,8 +332,8 @@ class Peer:
                 request.trailers = _text(event.headers)
                 if request.answered:
                     self._next_request(now)
-                elif not self.server.early:
-                    self._ask(request, now)
+                else:
+                    self.take_end(request, now)
 
     def _ask(self, request: PeerRequest, now: float) -> None:
         reply = self.server.app(request, self)
@@ -298,9 +342,9 @@ class Peer:
             request.answered = True
             self._http = h11.Connection(h11.SERVER)
         elif reply is not None and reply.delay:
-            self._thinking = (now + reply.delay, reply)
+            self._thinking.append((now + reply.delay, request, reply))
         elif reply is not None:
-            self.respond(reply, now)
+            self.respond(reply, now, request)
 
     def _next_request(self, now: float) -> None:
         http = self._http

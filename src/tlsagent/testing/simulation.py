@@ -26,10 +26,11 @@ from tlsagent._exchange import Awaiting, Exchange, closed_error
 from tlsagent._options import UNSET, AgentOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import AgentClosed, ConnectError, ConnectionLost, LocalProtocolError, RequestError, ResolutionError
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, Retried
+from tlsagent.errors import AgentClosed, ConnectError, LocalProtocolError, RequestError, ResolutionError
+from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, GoAway, Retried
 from tlsagent.testing._network import Link, Network, Pipe
 from tlsagent.testing._peer import Peer, PeerRequest, Reply, SimulatedServer, echo, silent
+from tlsagent.testing._peer_http2 import PeerStreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
+    from tlsagent._multiplex import Multiplex
     from tlsagent._options import ConnectionOptions, Timeouts, Unset
     from tlsagent._stats import AgentStats
     from tlsagent.events import Event
@@ -47,6 +49,7 @@ __all__ = [
     "Network",
     "Peer",
     "PeerRequest",
+    "PeerStreams",
     "Pipe",
     "Reply",
     "SimulatedDial",
@@ -117,7 +120,9 @@ class SimulatedStream(ResponseFacts):
         """
         exchange = self._exchange
         data = b"".join(exchange.take_chunks(self._sim.now))
-        if exchange.lease is not None:
+        if exchange.stream is not None:
+            self._sim._credit(exchange)
+        elif exchange.lease is not None:
             self._sim.core.watch(exchange.lease.connection)
         if not data and exchange.error is not None:
             raise exchange.error
@@ -149,6 +154,13 @@ class SimulatedRequest:
     def done(self) -> bool:
         """Whether the caller waits no more."""
         return self.cancelled or self.response is not None or self.error is not None
+
+    @property
+    def uploading(self) -> bool:
+        """Whether its body is being sent, and still wanted."""
+        exchange = self.exchange
+        wanted = exchange.lease is not None and exchange.error is None and not exchange.upload_stopped
+        return self._pieces is not None and wanted
 
     def cancel(self) -> None:
         """Want it no more, in whatever state it is; a response half read is dropped too."""
@@ -265,6 +277,8 @@ class Simulation:
 
     def _attempt(self, handle: SimulatedRequest) -> None:
         exchange = handle.exchange
+        while self.core.abandoned:
+            self._drop(self.core.abandoned.popleft())
         if self.wall > self.core.awake_until:
             self.core.slept(self.now, self.wall + self.now)
         try:
@@ -285,7 +299,7 @@ class Simulation:
             connection.check_idle(self.now)
             link.drain(self.now)
             self.core.keep_sessions(connection)
-            if connection.dead is not None:
+            if connection.refuses(self.now) is not None:
                 self.core.give_back(exchange, self.now)
                 self._carry_out()
                 return False
@@ -300,14 +314,16 @@ class Simulation:
         if isinstance(exchange.body, Body):
             handle._pieces = exchange.body.pieces()
             self._send_body(handle, link)
+        if connection.ended is not None or (connection.shared is not None and connection.shared.touched):
+            self._advance(link)
         return True
 
     def _send_body(self, handle: SimulatedRequest, link: Link) -> None:
-        """Send pieces of the body for as long as the network takes them."""
+        """Send pieces of the body for as long as the network, and the peer's windows, take them."""
         exchange, connection = handle.exchange, link.connection
         if exchange.upload_stopped:
             handle._pieces = None
-        while handle._pieces is not None and link.writable and not exchange.holding:
+        while handle._pieces is not None and link.writable and not (exchange.holding or exchange.blocked):
             try:
                 piece = next(handle._pieces, None)
             except Exception as error:  # noqa: BLE001 - the caller's iterator; its error is the caller's
@@ -321,11 +337,14 @@ class Simulation:
                 continue
             handle._pieces = None
             self._advance(link)
+            self._look(handle)
+        if handle._pieces is not None:
+            self.core.watch(connection)
 
     def _look(self, handle: SimulatedRequest) -> None:
         """See whether the caller has what it waits for; repeat the request where that is safe."""
         exchange = handle.exchange
-        if handle.done or not exchange.ready:
+        if handle.done or not exchange.ready or handle.uploading:
             return
         if exchange.error is not None:
             handle._pieces = None
@@ -333,7 +352,7 @@ class Simulation:
                 handle.error = exchange.error
                 self._give_up(handle)
                 return
-            if self.core.listening(exchange):
+            if exchange.attempts and self.core.listening(exchange):
                 self.core.emit(Retried(exchange.plan.key.digest, cast("RequestError", exchange.error)), exchange)
             exchange.start_over()
             self._attempt(handle)
@@ -351,17 +370,36 @@ class Simulation:
         self._waiting.pop(exchange, None)
         handle._pieces = None
         self.core.cancel(exchange, self.now)
-        if exchange.lease is not None:
+        self._drop(exchange)
+        self._carry_out()
+
+    def _drop(self, exchange: Exchange) -> None:
+        """Give up an exchange where it is carried, or what was not read of one that has ended."""
+        if exchange.stream is not None:
+            shared: Connection = exchange.stream.connection
+            shared.drop(exchange, self.now, "dropped")
+            self._advance(shared.transport)
+        elif exchange.lease is not None:
             connection: Connection = exchange.lease.connection
             connection.drop(exchange, self.now, "dropped")
             self._settle(connection, None)
-        self._carry_out()
+
+    def _credit(self, exchange: Exchange) -> None:
+        """Let the peer of a shared connection send more."""
+        connection: Connection = exchange.stream.connection
+        connection.credit(exchange)
+        if connection.dead is None:
+            connection.transport.flush(self.now)
+            self.core.watch(connection)
 
     # --- Carrying out what the core asks for --------------------------------------------------------------------------
 
     def _advance(self, link: Link) -> None:
         """Carry a connection's news over to the core, wake whoever waits for them."""
         connection = link.connection
+        if connection.shared is not None and link.dial is None:
+            self._advance_shared(link, connection.shared)
+            return
         link.flush(self.now)
         exchange = connection.exchange or connection.ended
         self.core.keep_sessions(connection, exchange)
@@ -373,6 +411,21 @@ class Simulation:
             self._settle(connection, exchange)
         elif exchange is not None:
             self.core.watch(connection)
+        self._wake(exchange, link)
+
+    def _advance_shared(self, link: Link, shared: Multiplex) -> None:
+        connection = link.connection
+        touched = shared.take_touched()
+        self.core.keep_sessions(connection, touched[0] if touched else None)
+        link.flush(self.now)
+        self._settle_shared(connection, shared)
+        for exchange in touched:
+            self._wake(exchange, link)
+            if exchange.switched is not None:
+                exchange.switched.listener()
+
+    def _wake(self, exchange: Exchange | None, link: Link) -> None:
+        """Let who waits for an exchange look at it."""
         handle = self._waiting.get(cast("Exchange", exchange))
         if handle is not None:
             if handle.exchange.nudged:
@@ -386,6 +439,22 @@ class Simulation:
         if freed and self.core.listening(exchange):
             self.core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         self._carry_out()
+
+    def _settle_shared(self, connection: Connection, shared: Multiplex) -> None:
+        news = connection.take_news(self.now)
+        if news is not None:
+            self.core.settle_shared(connection, news, self.now)
+            self._tell(connection, shared, news.ended)
+        self.core.watch(connection)
+        self._carry_out()
+
+    def _tell(self, connection: Connection, shared: Multiplex, ended: list[Exchange]) -> None:
+        key, info = connection.plan.key.digest, cast("ConnectionInfo", connection.info)
+        if shared.farewell is not None:
+            farewell, shared.farewell = shared.farewell, None
+            self.core.emit(GoAway(key, info, *farewell))
+        for exchange in ended:
+            self.core.emit(Freed(key, info), exchange)
 
     def _carry_out(self) -> None:
         """Carry out the effects in their order; those that follow from one of them come after the rest."""
@@ -477,9 +546,8 @@ class Simulation:
     def _handshake_over(self, link: Link, dial: Dial) -> None:
         link.dial = None
         connection = link.connection
-        if connection.info is None or connection.dead is not None:
-            # Dead though secured: the end, or bytes that nobody asked for, came with the last of the handshake.
-            error = connection.error or ConnectionLost(f"the connection was of no use: {connection.dead}")
+        error = connection.handshake_error
+        if error is not None:
             self._handshake_failed(link, dial, error)
             return
         self.core.tell_secured(connection)
@@ -559,7 +627,9 @@ class Simulation:
         connection = link.connection
         if connection.reading_paused:
             return False
-        return self._watch_idle or link.dial is not None or connection.exchange is not None
+        shared = connection.shared
+        active = connection.exchange is not None or (shared is not None and shared.busy)
+        return self._watch_idle or link.dial is not None or active
 
     def _run_due(self) -> None:
         """Do all that is due now: first what arrives, then what is overdue."""
@@ -585,9 +655,9 @@ class Simulation:
 
     def _carry_link(self, link: Link) -> bool:
         moved = link.carry_up(self.now)
-        handle = self._waiting.get(cast("Exchange", link.connection.exchange))
-        if handle is not None and handle._pieces is not None:
-            self._send_body(handle, link)
+        for handle in [handle for handle in self._waiting.values() if handle.uploading]:
+            if handle.exchange.lease.connection is link.connection:
+                self._send_body(handle, link)
         if not link.closed and self._reads(link) and (item := link.down.take(self.now)) is not None:
             link.feed(item, self.now)
             self._advance(link)
