@@ -138,6 +138,8 @@ class AsyncHarness:
             self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         else:
             self.loop = asyncio.new_event_loop()
+        self.failures: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _loop, context: self.failures.append(context))
         self._thread = threading.Thread(target=self.loop.run_forever, name="test-loop", daemon=True)
         self._thread.start()
         self.agent = AsyncAgent(**options)
@@ -195,6 +197,7 @@ class AsyncHarness:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(10)
             self.loop.close()
+        assert self.failures == [], "a callback of the loop failed"
 
 
 async def _quiet() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from typing import Any
@@ -573,6 +574,34 @@ def test_extra_info_of_a_transport(open_async_agent, open_peer):
     assert transport.get_extra_info("unheard of") is None
     assert transport.get_extra_info("unheard of", 3) == 3
     agent.call(transport.close)
+
+
+def test_connection_that_had_bytes_to_send_ends_once(open_async_agent, open_peer):
+    """
+    A connection that is closed while bytes wait for the peer ends as soon as they are out, and nothing cuts it later.
+    """
+    closed = threading.Event()
+
+    def script(connection: PeerConnection) -> None:
+        connection.flush()  # nothing of ours must meet a socket that is closed
+        assert closed.wait(5)
+        while connection.recv():
+            pass
+
+    peer = open_peer(script)
+    agent = open_async_agent(ca=peer.ca_pem)
+    raw = agent.connect("127.0.0.1", peer.port)
+
+    async def send_and_leave() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(raw.raw.send(bytes(16 << 20)), 0.2)
+        await raw.raw.aclose()
+        closed.set()
+
+    agent.run(send_and_leave())
+
+    assert wait_until(lambda: peer.connections[0].ended == "close_notify")
+    agent.run(asyncio.sleep(1.1))  # the harness tells if a callback of the loop fails
 
 
 def test_transport_that_is_closed_sends_what_waits(open_async_agent, open_peer):

@@ -259,7 +259,7 @@ class RawTransport(asyncio.Transport):
     def writing_resumed(self) -> None:
         """Tell the protocol, if it was told to pause, that it may write again; or end, if that waited for it."""
         if self._closing:
-            self._lose(None)
+            self._loop.call_soon(self._lose, None)  # not here: asyncio would end a transport twice that is closed here
         elif self._writing_paused and not self._lost:
             self._writing_paused = False
             self._protocol.resume_writing()

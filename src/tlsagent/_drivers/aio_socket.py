@@ -42,6 +42,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
         self.reading = True
         self.closed = False
         self._flushing = False
+        self._cut: asyncio.TimerHandle | None = None
         self.raw: Arrivals | RawTransport | None = None
         connection.transport = self
 
@@ -69,6 +70,8 @@ class SocketProtocol(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
         now = time.monotonic()
         if self.connection.dead is None:
             if isinstance(exc, OSError):
@@ -229,7 +232,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
             if connection.error is not None:
                 transport.abort()
             else:
-                self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
+                self._cut = self._agent._loop.call_later(_FLUSH_GRACE, transport.abort)
 
 
 def wake(exchange: Exchange) -> None:
