@@ -567,8 +567,9 @@ class AgentCore:
 
     def closed(self, connection: Connection, reason: str) -> bool:
         """Count a connection whose transport was closed by the driver; returns whether this was the first call."""
-        if connection.timer is not None:
-            self._timers.discard(connection.timer)
+        timer, connection.timer = connection.timer, None
+        if timer is not None:
+            self._timers.discard(timer)
         return self._tally.closed(connection, reason)
 
     @property
@@ -656,9 +657,15 @@ class AgentCore:
     # --- Time ---------------------------------------------------------------------------------------------------------
 
     def watch(self, connection: Connection) -> float:
-        """Arm the timer of a connection anew and return its deadline; moving it later costs next to nothing."""
-        deadline = connection.next_deadline() if connection.dead is None else math.inf
+        """
+        Arm the timer of a connection anew and return its deadline; moving it later costs next to nothing.
+
+        One that is not in the pool yet, or is closed, has no timer: infinity.
+        """
         timer = connection.timer
+        if timer is None:
+            return math.inf
+        deadline = connection.next_deadline()
         # An earlier timer looks again when it fires.
         if deadline < (math.inf if timer.deadline is None else timer.deadline):
             self._timers.set(timer, deadline)

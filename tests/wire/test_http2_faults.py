@@ -1,0 +1,92 @@
+"""HTTP/2 connections that fail, are given up or come to their end: what becomes of requests, leases and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hyperframe.frame import GoAwayFrame, SettingsFrame
+from wire_peer import wait_until
+
+from tlsagent import AgentClosed, ConnectionLost
+from tlsagent._drivers.aio_socket import SocketProtocol
+from tlsagent.testing import RawServer, Server
+from tlsagent.testing.scripted import RawPeer
+
+HTTP2 = ("h2", "http/1.1")
+
+
+@pytest.fixture
+def h2_server():
+    """Return a server that speaks HTTP/2."""
+    with Server(alpn_protocols=HTTP2) as server:
+        yield server
+
+
+def test_connection_that_was_closed_is_not_timed_any_more(open_agent, h2_server):
+    """
+    A connection under the option `timeout` that was closed has no deadline left, whoever hears of its end later.
+    """
+    agent = open_agent(ca=h2_server.ca_pem, timeout=30)
+
+    first = agent.request("GET", h2_server.url + "/hello")
+    agent.close_idle()
+    second = agent.request("GET", h2_server.url + "/hello")
+
+    assert first.http_version == "HTTP/2"
+    assert first.connection.id != second.connection.id
+    assert agent.stats().closed == {"close_idle": 1}
+
+
+def test_goaway_in_the_breath_of_the_handshake(open_agent):
+    """
+    A server that takes its leave with the last flight of the handshake (TLS 1.2) fails the attempt, in good order.
+    """
+
+    def script(peer: RawPeer) -> None:
+        floor = peer._tls = server.tls_floor()
+        while floor.facts is None:
+            floor.receive_data(peer.sock.recv(65_536))
+            if floor.facts is None:
+                peer.send_raw(floor.data_to_send())
+        peer.send(SettingsFrame(0).serialize() + GoAwayFrame(0).serialize())
+        peer.wait_closed()
+
+    with RawServer(script, tls=False, alpn_protocols=("h2",), max_version="TLSv1.2") as server:
+        agent = open_agent(ca=server.authority.ca_pem)
+
+        with pytest.raises(ConnectionLost, match="took its leave") as caught:
+            agent.request("GET", server.url)
+
+        assert caught.value.phase == "handshake"
+        assert wait_until(lambda: agent.stats().closed)
+        agent.close()
+
+
+def test_agent_destroyed_as_a_handshake_ends(open_async_agent, h2_server, monkeypatch):
+    """
+    `destroy` in the very turn of the loop in which a handshake has ended leaves nothing half-done.
+    """
+    agent = open_async_agent(ca=h2_server.ca_pem)
+    advance = SocketProtocol._advance_handshake
+    raised: list[BaseException] = []
+
+    def destroy() -> None:
+        try:
+            agent.agent.destroy()
+        except BaseException as error:
+            raised.append(error)
+
+    def destroy_next(protocol: Any, waiting: asyncio.Future[None]) -> None:
+        if protocol.connection.info is not None:
+            agent.loop.call_soon(destroy)  # before the task that dials is told
+        advance(protocol, waiting)
+
+    monkeypatch.setattr(SocketProtocol, "_advance_handshake", destroy_next)
+
+    with pytest.raises(AgentClosed):
+        agent.request("GET", h2_server.url + "/hello")
+
+    assert raised == []
+    assert wait_until(lambda: h2_server.stats.open_connections == 0)
