@@ -756,7 +756,9 @@ class Connection:
 
     def _settle(self, exchange: Exchange, now: float) -> None:
         """Let go of the exchange if it has ended; keep the connection only if it may be used again."""
-        if exchange.complete:
+        if exchange.ended_at is None:
+            return
+        if exchange.error is None:
             http = self._http
             assert http is not None
             if http.switched is not None:
@@ -767,7 +769,7 @@ class Connection:
             why_not = self._why_not_reusable(http, now)
             if why_not is not None and self.dead is None:
                 self.close(why_not)
-        elif exchange.error is not None:
+        else:
             self._fail(exchange.error, now)
 
     def _switch(self, exchange: Exchange, rest: bytes, now: float) -> None:

@@ -113,7 +113,6 @@ class Exchange:
         switched: What the caller may take over, if the response has switched protocols: the `Connection`, or with
             HTTP/2 the stream; opaque here.
         response: The response's head, once it is here.
-        complete: Whether the response has ended.
         error: Why the exchange failed, if it did.
         attempts: How often the request was sent.
         stream: Its stream on a shared connection, also after its end while somebody has yet to read; opaque here.
@@ -128,7 +127,6 @@ class Exchange:
         "body",
         "chunks",
         "clocked_at",
-        "complete",
         "connection",
         "continue_wait",
         "created_at",
@@ -226,7 +224,6 @@ class Exchange:
         self.nudged = False
         self.stream: Any = None
         self.switched: Any = None
-        self.complete = False
         self.error: BaseException | None = None
 
     # --- What the driver asks -----------------------------------------------------------------------------------------
@@ -234,11 +231,16 @@ class Exchange:
     @property
     def ready(self) -> bool:
         """Whether what the caller waits for is here."""
-        if self.complete or self.error is not None:
+        if self.ended_at is not None:
             return True
         if self.awaiting is Awaiting.END:
             return False
         return bool(self.chunks) if self.awaiting is Awaiting.BODY else self.response is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response has ended, and in good order."""
+        return self.ended_at is not None and self.error is None
 
     @property
     def blocked(self) -> bool:
@@ -268,7 +270,7 @@ class Exchange:
         """Hand the body received so far to its consumer; a paused connection may read on."""
         taken, self.chunks = self.chunks, []
         self.held = 0
-        if self.paused and not self.complete:
+        if self.paused and self.ended_at is None:
             self.paused = False
             self._clock(now, self.timeouts.read)
         return taken
@@ -316,7 +318,7 @@ class Exchange:
 
     def fail(self, error: BaseException, now: float) -> None:
         """End it with an error, the facts of the failure filled in; the first error stays."""
-        if self.complete or self.error is not None:
+        if self.ended_at is not None:
             return
         if isinstance(error, RequestError):
             error.phase = error.phase or self.phase
@@ -389,7 +391,6 @@ class Exchange:
         """Note the end of the response."""
         self.trailers = trailers
         if self.error is None:
-            self.complete = True
             self.ended_at = self.now
 
     def protocol_switched(self, head: ResponseHead) -> None:
@@ -403,7 +404,7 @@ class Exchange:
         if self.awaiting is Awaiting.END:
             self.fail(_not_to_be_buffered(head.status), self.now)
             return
-        self.complete = self.upload_stopped = True
+        self.upload_stopped = True
         self.ended_at = self.now
         self.paused = True
         self.deadline = math.inf

@@ -37,7 +37,7 @@ def test_facts():
     assert response.why_not_reused == "first connection of this key"
     assert response.connection.remote_address == ("a.test", 443)
     assert response.timings.total == 0.0
-    assert repr(response) == "<Response 201 >"
+    assert repr(response) == "<Response 201>"
 
 
 def test_reason_of_the_server():
@@ -90,4 +90,4 @@ def test_streamed_response_knows_its_trailers_at_the_end():
     assert handle.response.trailers["x-a"] == "1"
     assert handle.response.read() == b"x"
     assert handle.response.ended
-    assert repr(handle.response) == "<SimulatedStream 200 >"
+    assert repr(handle.response) == "<SimulatedStream 200>"
