@@ -43,6 +43,7 @@ def connect(target: bytes, headers=()) -> RequestHead:
         ({"TE": "trailers"}, [(b"te", b"trailers")]),
         ({"TE": "gzip, Trailers"}, [(b"te", b"trailers")]),
         ({"TE": "gzip"}, []),
+        ({"TE": "trailers", "Connection": "TE"}, [(b"te", b"trailers")]),
         ({"Cookie": "a=1; b=2;c=3"}, [(b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"cookie", b"c=3")]),
         ({"Cookie": "a=1;"}, [(b"cookie", b"a=1")]),
         ({"Cookie": ""}, []),

@@ -64,7 +64,8 @@ def request_fields(head: RequestHead, protocol: bytes | None = None) -> list[Fie
         elif lower == b"connection":
             named += tokens(value)
     if named:
-        fields = [field for field in fields if field[0] not in named]
+        # RFC 9110, 10.1.4 has Connection name TE too, which is left out by itself where it must be.
+        fields = [field for field in fields if field[0] not in named or field[0] == b"te"]
     if head.method != b"CONNECT":
         return [(b":method", head.method), _SCHEME, (b":authority", authority), (b":path", head.target), *fields]
     if protocol is None:
