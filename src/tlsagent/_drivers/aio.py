@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection, ConnectionInfo, News
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._multiplex import Multiplex
@@ -567,8 +567,8 @@ class AsyncAgent:
         news = connection.take_news(now)
         if news is not None:
             core.settle_shared(connection, news, now)
-            if core.listening():
-                self._tell(connection, shared, news.ended)
+            if core.heard or any(map(core.listening, news.ended)):
+                self._tell(connection, shared, news)
         if core.watch(connection) < self._timer_at:
             self._arm(now)
         if core.pool.has_effects or self._quiet is not None:
@@ -576,13 +576,14 @@ class AsyncAgent:
         elif now + self._free_socket_timeout < self._timer_at:
             self._arm(now)
 
-    def _tell(self, connection: Connection, shared: Multiplex, ended: list[Exchange]) -> None:
+    def _tell(self, connection: Connection, shared: Multiplex, news: News) -> None:
         key, info = connection.plan.key.digest, cast("ConnectionInfo", connection.info)
         if shared.farewell is not None:
             farewell, shared.farewell = shared.farewell, None
             self._core.emit(GoAway(key, info, *farewell))
-        for exchange in ended:
-            self._core.emit(Freed(key, info), exchange)
+        if news.dead is None:
+            for exchange in news.ended:
+                self._core.emit(Freed(key, info), exchange)
 
     def _carry_out(self, now: float) -> None:
         while effects := self._core.effects():

@@ -778,23 +778,26 @@ class Agent:
         for other in touched:
             if self._destroyed and other.error is not None:
                 other.error = closed_error()
-        if news is not None:
-            self._change(self._core.settle_shared, connection, news, now)
-        for other in touched:
-            if other is not exchange and (other.ready or other.nudged):
-                crew.wake(other)
-            other.nudged = False
-        if self._core.listening(exchange):
-            self._tell(connection, news)
+        try:
+            if news is not None:
+                self._change(self._core.settle_shared, connection, news, now)
+                if self._core.heard or any(map(self._core.listening, news.ended)):
+                    self._tell(connection, news)
+        finally:
+            for other in touched:
+                if other is not exchange and (other.ready or other.nudged):
+                    crew.wake(other)
+                other.nudged = False
 
-    def _tell(self, connection: Connection, news: News | None) -> None:
+    def _tell(self, connection: Connection, news: News) -> None:
         shared, key, info = connection.shared, connection.plan.key.digest, cast("ConnectionInfo", connection.info)
         assert shared is not None
         farewell, shared.farewell = shared.farewell, None
         if farewell is not None:
             self._core.emit(GoAway(key, info, *farewell))
-        for ended in news.ended if news is not None else ():
-            self._core.emit(Freed(key, info), ended)
+        if news.dead is None:
+            for ended in news.ended:
+                self._core.emit(Freed(key, info), ended)
 
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         stream = exchange.stream
