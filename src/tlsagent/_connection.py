@@ -225,6 +225,7 @@ class Connection:
     """
 
     __slots__ = (
+        "__weakref__",
         "_addresses",
         "_chance",
         "_engine",

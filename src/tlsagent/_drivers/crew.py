@@ -23,6 +23,7 @@ An exception that strikes while the connection is being changed leaves it in pie
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tlsagent._drivers.sockets import wait
@@ -41,16 +42,12 @@ T = TypeVar("T")
 
 
 class Crew:
-    """
-    One shared connection and its threads; its `transport`.
-
-    Attributes:
-        connection: The connection.
-    """
+    """One shared connection and its threads; its `transport`."""
 
     __slots__ = (
         "_closed",
         "_closing",
+        "_connection",
         "_followers",
         "_leader",
         "_lock",
@@ -61,11 +58,10 @@ class Crew:
         "_staying",
         "_wanted",
         "_wire",
-        "connection",
     )
 
     def __init__(self, connection: Connection, wire: Wire) -> None:
-        self.connection = connection
+        self._connection = weakref.ref(connection)  # no cycle: TLS and its buffers are to go with the connection
         self._wire = wire
         self._lock = threading.Lock()
         self._roles = threading.Lock()
@@ -78,6 +74,13 @@ class Crew:
         self._mute = False  # the peer takes nothing any more
         self._closing = False
         self._closed = False
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, whose crew this is as long as somebody has hold of it."""
+        connection = self._connection()
+        assert connection is not None
+        return connection
 
     def change(self, change: Callable[..., T], *arguments: Any) -> T:
         """Call what changes the connection, with its lock held."""
