@@ -188,10 +188,12 @@ class Crew:
             self.change(self.connection.receive_eof, now)
         return True
 
-    def drain(self, buffer: memoryview, now: float) -> None:
-        """Feed all that lies unread, without waiting. For the leader."""
+    def drain(self, buffer: memoryview, now: float) -> bool:
+        """Feed all that lies unread, without waiting; returns whether there was something. For the leader."""
+        found = False
         while self._wire.peek() and self.connection.dead is None and self.read(buffer, now):
-            pass
+            found = True
+        return found
 
     def follow(self, exchange: Exchange, seconds: float, waiting: Callable[[], bool], wake_up: WakeUp | None) -> None:
         """

@@ -667,10 +667,13 @@ class Agent:
             return
         buffer = self._borrow()
         try:
-            crew.drain(buffer, now)
+            found = crew.drain(buffer, now)
         finally:
             self._buffers.append(buffer)
             crew.resign(exchange)
+        if found:
+            crew.flush()
+            self._after_shared(crew.connection, exchange, now)
 
     def _needs_other(self, exchange: Exchange, now: float) -> bool:
         if not exchange.head.upgrade:
