@@ -158,18 +158,23 @@ class Crew:
                 self._leader = None
             self._leave(exchange)
 
-    def promote(self) -> None:
-        """Wake the oldest follower if nobody leads."""
-        if self._leader is None:
-            for waiter in list(self._followers.values()):
-                waiter.wake()
-                return
+    def promote(self) -> bool:
+        """Wake the oldest follower if nobody leads; returns whether somebody reads."""
+        if self._leader is not None:
+            return True
+        for waiter in list(self._followers.values()):
+            waiter.wake()
+            return True
+        return False
 
-    def wait(self, seconds: float) -> None:
-        """Wait for the socket; for the leader."""
+    def wait(self, seconds: float, wake_up: WakeUp | None = None) -> None:
+        """Wait for the socket, or to be woken; for the leader."""
         wire = self._wire
         wire.pending = self._pending
-        wire.wait(seconds)
+        if wake_up is None:
+            wire.wait(seconds)
+        else:
+            wait([wire.sock, wake_up.reader], [wire.sock] if self._pending else [], seconds)
 
     def read(self, buffer: memoryview, now: float) -> bool:
         """Feed what one read gives, without waiting; returns False if there was nothing. For the leader."""

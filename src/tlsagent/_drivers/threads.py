@@ -436,8 +436,47 @@ class Agent:
                 self._drop_abandoned()
             elif dialling is not None:
                 self._dial_on(dialling, waiter, limit)
+            elif (crew := self._unread(exchange)) is not None:
+                self._read_in_queue(crew, waiter, limit)
             else:
                 waiter.sleep(limit - now)
+
+    def _unread(self, exchange: Exchange) -> Crew | None:
+        """
+        Become the leader of a shared connection of the key that nobody reads, if there is one, and return its crew.
+
+        It is full, else nobody would wait: of streams that were reset, while their peer is not known to have seen it,
+        or of streams whose callers do something else than read.
+        """
+        if exchange.plan.may_share:
+            key = exchange.plan.key
+            for connection in self._core.living():
+                if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
+                    crew: Crew = connection.transport
+                    if crew.lead(exchange):
+                        return crew
+        return None
+
+    def _read_in_queue(self, crew: Crew, waiter: Waiter, limit: float) -> None:
+        """Wait once for what may make room on a connection, or to be woken; as its leader."""
+        connection, exchange = crew.connection, waiter.exchange
+        try:
+            try:
+                waiter.wake_up = waiter.wake_up or self._spare_wake_up() or WakeUp()
+                waiter.wake_up.clear()
+                now, deadline = time.monotonic(), min(limit, connection.next_deadline())
+                if now < deadline and exchange.ticket is not None and exchange.error is None:
+                    crew.wait(deadline - now, waiter.wake_up)
+                now = time.monotonic()
+                self._read_as_leader(crew, now)
+            finally:
+                crew.resign(exchange)
+            crew.flush()
+            if connection.sessions:
+                self._core.keep_sessions(connection)
+            self._after_shared(connection, exchange, now)
+        finally:
+            self._promote(crew)
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
         if now >= exchange.total_at and exchange.ticket is not None:
@@ -708,12 +747,12 @@ class Agent:
                     self._look_in(crew, exchange, time.monotonic())
                     if not _wanted(exchange):
                         break
-                    crew.promote()
+                    self._promote(crew)
             crew.change(connection.end_body, exchange, time.monotonic())
             crew.flush()
         finally:
             self._after_shared(connection, exchange, time.monotonic())
-            crew.promote()
+            self._promote(crew)
 
     def _pump_shared(self, connection: Connection, exchange: Exchange) -> None:
         crew: Crew = connection.transport
@@ -721,7 +760,7 @@ class Agent:
             while not exchange.ready:
                 self._turn_shared(connection, exchange, lambda: not exchange.ready)
         finally:
-            crew.promote()
+            self._promote(crew)
 
     def _turn_shared(
         self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float = math.inf
@@ -745,19 +784,30 @@ class Agent:
                     return
                 crew.wait(deadline - now)
             now = time.monotonic()
-            buffer = self._borrow()
-            try:
-                crew.read(buffer, now)
-            finally:
-                self._buffers.append(buffer)
-            if now >= connection.next_deadline():
-                crew.change(connection.handle_timeout, now)
+            self._read_as_leader(crew, now)
         finally:
             crew.resign(exchange)
         crew.flush()
         if connection.sessions:
             self._core.keep_sessions(connection, exchange)
         self._after_shared(connection, exchange, now)
+
+    def _read_as_leader(self, crew: Crew, now: float) -> None:
+        buffer = self._borrow()
+        try:
+            crew.read(buffer, now)
+        finally:
+            self._buffers.append(buffer)
+        if now >= crew.connection.next_deadline():
+            crew.change(crew.connection.handle_timeout, now)
+
+    def _promote(self, crew: Crew) -> None:
+        """Have somebody read, if nobody does: who waits for a response, or else for the connection to have room."""
+        if crew.promote():
+            return
+        for waiter in list(self._waiters.get(crew.connection.plan.key, ())):
+            waiter.wake()
+            return
 
     def _follow(self, crew: Crew, exchange: Exchange, seconds: float, waiting: Callable[[], bool]) -> None:
         """Sleep until woken; where something waits for the socket to take more, watch that too."""
@@ -819,7 +869,7 @@ class Agent:
         crew.flush()
         crew.resign(exchange)
         self._after_shared(connection, exchange, now)
-        crew.promote()
+        self._promote(crew)
 
     def _drop_abandoned(self) -> None:
         """Give up exchanges whose response was collected unread; not before that is done they are off the list."""
@@ -861,7 +911,7 @@ class Agent:
         crew.change(stream.hang_up, "close")
         crew.flush()
         self._after_shared(stream.connection, exchange, time.monotonic())
-        crew.promote()
+        self._promote(crew)
 
     def _drop(self, exchange: Exchange) -> None:
         if exchange.stream is not None:

@@ -129,7 +129,7 @@ class StreamCarrier:
             return tunnel.held == came and not tunnel.ended and link.dead is None
 
         self._agent._turn_shared(self.link.connection, self._exchange, waiting, limit)
-        self._crew.promote()
+        self._agent._promote(self._crew)
 
 
 class RawConnection:
