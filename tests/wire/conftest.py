@@ -1,6 +1,10 @@
 """
-One harness for both drivers: the same test runs against `Agent` and against `AsyncAgent` on asyncio and on uvloop.
-Tests marked `framing`, in which it matters how HTTP/1.1 is read, run with h11 too, where else "auto" takes httptools.
+One harness for both drivers and both versions of HTTP: a test runs with `Agent` and with `AsyncAgent` on asyncio and on
+uvloop, and if it talks to a server of ours (`server`, `shared_server`, `gated_server`, `new_server`) with HTTP/1.1 and
+with HTTP/2. Where both differ by design the test asks for `protocol` and states both. What is HTTP/1.1's alone says so:
+by its peer, which is scripted in bytes of HTTP/1.1 (`open_peer`), or by the marker `http1` with a reason.
+
+Tests marked `framing`, in which it matters how HTTP is read, run with the slower engines too: h11 and h2.
 
 A harness is used from the test's thread. `submit` starts a request beside others and returns a future.
 """
@@ -9,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from wire_peer import Gates, Peer, Script, open_sockets, wait_until
@@ -21,21 +26,46 @@ from tlsagent import Agent, AsyncAgent
 from tlsagent.testing import Server
 
 DRIVERS = ["threads", "asyncio", "uvloop"]
-# Engines do not see what drives them: twice is enough for h11.
-WITH_H11 = [*DRIVERS, "threads-h11", "asyncio-h11"]
+SERVERS = frozenset({"server", "shared_server", "gated_server", "new_server", "protocol"})
+ALPN = {"HTTP/1.1": ("http/1.1",), "HTTP/2": ("h2", "http/1.1")}
+
+
+class Variant(NamedTuple):
+    """With what a test runs: the driver, the version of HTTP that the servers speak, and the engine if not "auto"."""
+
+    driver: str
+    protocol: str = "HTTP/1.1"
+    engine: str = "auto"
+
+    def __str__(self) -> str:
+        words = [self.driver, "http2" if self.protocol == "HTTP/2" else "", self.engine.replace("auto", "")]
+        return "-".join(filter(None, words))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on all drivers, and one that is marked `framing` on both HTTP/1.1 engines."""
-    if "open_agent" in metafunc.fixturenames:
-        framing = metafunc.definition.get_closest_marker("framing")
-        metafunc.parametrize("open_agent", WITH_H11 if framing else DRIVERS, indirect=True)
+    """Choose the variants of a test by the fixtures that it asks for, and by its markers."""
+    used = set(metafunc.fixturenames)
+    if "variant" not in used:
+        return
+    drivers = [*DRIVERS]
+    if "open_agent" not in used:
+        drivers = DRIVERS[1:] if "open_async_agent" in used else DRIVERS[:1]
+    protocols = [*ALPN]
+    if not SERVERS & used or "open_peer" in used or metafunc.definition.get_closest_marker("http1"):
+        protocols = protocols[:1]
+    variants = [Variant(driver, protocol) for protocol in protocols for driver in drivers]
+    if metafunc.definition.get_closest_marker("framing"):
+        # Engines do not see what drives them: twice is enough.
+        slower = {"HTTP/1.1": "h11", "HTTP/2": "h2"}
+        variants += [Variant(driver, protocol, slower[protocol]) for protocol in protocols for driver in drivers[:2]]
+    metafunc.parametrize("variant", variants, indirect=True, ids=str)
 
 
 class ThreadsHarness:
     """`Agent`, as it is."""
 
     driver = "threads"
+    protocol = "HTTP/1.1"
 
     def __init__(self, **options: Any) -> None:
         self.agent = Agent(**options)
@@ -130,6 +160,8 @@ class _BlockingRaw:
 class AsyncHarness:
     """`AsyncAgent` in an event loop of its own, in a thread of its own."""
 
+    protocol = "HTTP/1.1"
+
     def __init__(self, driver: str, **options: Any) -> None:
         self.driver = driver
         if driver == "uvloop":
@@ -213,13 +245,15 @@ async def _quiet() -> list[str]:
 Harness = ThreadsHarness | AsyncHarness
 
 
-def _harnesses(driver: str) -> Iterator[Callable[..., Harness]]:
+def _harnesses(variant: Variant) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
-    driver, _, engine = driver.partition("-")
+    engine = "http1_engine" if variant.protocol == "HTTP/1.1" else "http2_engine"
 
     def make(**options: Any) -> Harness:
-        options.setdefault("http1_engine", engine or "auto")
+        options.setdefault(engine, variant.engine)
+        driver = variant.driver
         harness = ThreadsHarness(**options) if driver == "threads" else AsyncHarness(driver, **options)
+        harness.protocol = variant.protocol
         made.append(harness)
         return harness
 
@@ -229,34 +263,58 @@ def _harnesses(driver: str) -> Iterator[Callable[..., Harness]]:
 
 
 @pytest.fixture
-def open_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes an agent of the driver under test; all are closed at the end."""
-    yield from _harnesses(request.param)
-
-
-@pytest.fixture(params=DRIVERS[1:])
-def open_async_agent(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes an `AsyncAgent`, for what only that can do."""
-    yield from _harnesses(request.param)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Return with what the test runs; `pytest_generate_tests` chooses."""
+    return request.param
 
 
 @pytest.fixture
-def open_sync_agent() -> Iterator[Callable[..., Any]]:
+def protocol(variant: Variant) -> str:
+    """Return the version of HTTP that the servers of the test speak, as in `Response.http_version`."""
+    return variant.protocol
+
+
+@pytest.fixture
+def open_agent(variant: Variant) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an agent of the driver under test; all are closed at the end."""
+    yield from _harnesses(variant)
+
+
+@pytest.fixture
+def open_async_agent(variant: Variant) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an `AsyncAgent`, for what only that can do."""
+    yield from _harnesses(variant)
+
+
+@pytest.fixture
+def open_sync_agent(variant: Variant) -> Iterator[Callable[..., Any]]:
     """Return a function that makes an `Agent`, for what only that can do."""
-    yield from _harnesses("threads")
+    yield from _harnesses(variant)
 
 
 @pytest.fixture(scope="session")
-def shared_server() -> Iterator[Server]:
-    """Return a server for tests that do not look at its counters."""
-    with Server() as server:
-        yield server
+def shared_servers() -> Iterator[dict[str, Server]]:
+    """Return a server for each version of HTTP."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(Server(alpn_protocols=alpn)) for name, alpn in ALPN.items()}
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def shared_server(shared_servers: dict[str, Server], protocol: str) -> Server:
+    """Return a server for tests that do not look at its counters."""
+    return shared_servers[protocol]
+
+
+@pytest.fixture
+def new_server(protocol: str) -> Callable[..., Server]:
+    """Return what makes a `Server` with settings of the test's own."""
+    return functools.partial(Server, alpn_protocols=ALPN[protocol])
+
+
+@pytest.fixture
+def server(new_server: Callable[..., Server]) -> Iterator[Server]:
     """Return a server of the test's own."""
-    with Server() as server:
+    with new_server() as server:
         yield server
 
 
@@ -267,15 +325,20 @@ def gates() -> Gates:
 
 
 @pytest.fixture
-def gated_server(gates: Gates) -> Iterator[Server]:
-    """Return a server whose /gate/NAME answers when `gates.open(NAME)` is called."""
-    with Server(app=gates) as server:
+def gated_server(gates: Gates, new_server: Callable[..., Server]) -> Iterator[Server]:
+    """
+    Return a server whose /gate/NAME answers when `gates.open(NAME)` is called.
+
+    It takes one request at a time on a connection, with HTTP/2 too, so that the pool has queues and several connections
+    whichever is spoken.
+    """
+    with new_server(app=gates, max_concurrent_streams=1) as server:
         yield server
 
 
 @pytest.fixture
 def open_peer() -> Iterator[Callable[..., Peer]]:
-    """Return a function that starts a scripted peer; a script that failed fails the test."""
+    """Return a function that starts a peer scripted in bytes, of HTTP/1.1 if any; one that failed fails the test."""
     with contextlib.ExitStack() as stack:
 
         def start(script: Script, **settings: Any) -> Peer:
@@ -287,7 +350,7 @@ def open_peer() -> Iterator[Callable[..., Peer]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(shared_server: Server) -> Iterator[None]:
+def nothing_left(shared_servers: dict[str, Server]) -> Iterator[None]:
     """Whatever a test does: once its agents and servers are closed, no socket and no thread of theirs is left."""
     sockets, threads = open_sockets(), set(threading.enumerate())
     yield

@@ -77,13 +77,13 @@ def test_total_ends_a_body_that_keeps_coming(open_agent, server):
         read_slowly()
 
 
-def test_response_dropped_unread_frees_the_slot_for_who_waits(open_sync_agent, server):
+def test_response_dropped_unread_frees_the_slot_for_who_waits(open_sync_agent, gated_server):
     """
     A thread that waits for a connection gets the place of a response that was collected unread.
     """
-    agent = open_sync_agent(ca=server.ca_pem, max_sockets=1)
-    held = [agent.open_stream("GET", server.url + "/bytes/5000000")]
-    waiting = agent.submit("GET", server.url + "/hello", timeouts=5)
+    agent = open_sync_agent(ca=gated_server.ca_pem, max_sockets=1)
+    held = [agent.open_stream("GET", gated_server.url + "/bytes/5000000")]
+    waiting = agent.submit("GET", gated_server.url + "/hello", timeouts=5)
     while agent.agent.stats().waiting != 1:
         time.sleep(0.005)
 

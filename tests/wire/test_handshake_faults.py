@@ -199,11 +199,11 @@ STALLS = [
 
 
 @pytest.mark.parametrize(("version", "message"), STALLS)
-def test_server_that_stalls(open_agent, version, message):
+def test_server_that_stalls(open_agent, new_server, version, message):
     """
     A handshake that stops at any message of the server's times out as a whole, and the next request works.
     """
-    with Server(stall_at=message, request_cert=True, min_version=version, max_version=version) as server:
+    with new_server(stall_at=message, request_cert=True, min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem, max_sockets=1)
 
         with pytest.raises(HandshakeTimeout):
@@ -216,11 +216,11 @@ def test_server_that_stalls(open_agent, version, message):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_resumed_handshake_that_stalls(open_agent, version):
+def test_resumed_handshake_that_stalls(open_agent, new_server, version):
     """
     The same holds for a resumed handshake.
     """
-    with Server(min_version=version, max_version=version) as server:
+    with new_server(min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
         server.reconfigure(stall_at="finished")
@@ -330,11 +330,11 @@ def _until(condition: Any) -> None:
         ({}, {"min_version": "TLSv1", "max_version": "TLSv1.1", "ciphers": "ALL:@SECLEVEL=0"}, "TLSv1.2 to TLSv1.3"),
     ],
 )
-def test_no_common_version(open_agent, ours, theirs, shown):
+def test_no_common_version(open_agent, new_server, ours, theirs, shown):
     """
     A server that refuses our versions sends "protocol_version"; the error says which ones we allow.
     """
-    with Server(**theirs) as server:
+    with new_server(**theirs) as server:
         agent = open_agent(ca=server.ca_pem, **ours)
 
         with pytest.raises(HandshakeError, match=f"min_version and max_version allow {shown}$") as caught:
@@ -408,13 +408,13 @@ def _without_extension(record: bytes, unwanted: int) -> bytes:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_no_common_cipher(open_agent, version):
+def test_no_common_cipher(open_agent, new_server, version):
     """
     Without a common cipher suite the server sends "handshake_failure", and the error points at `ciphers`.
     """
     settings = {"ciphers": "ECDHE-ECDSA-AES256-GCM-SHA384"} if version == "TLSv1.2" else {}
     ours = "ECDHE-ECDSA-AES128-GCM-SHA256" if version == "TLSv1.2" else "TLS_AES_128_CCM_SHA256"
-    with Server(min_version=version, max_version=version, **settings) as server:
+    with new_server(min_version=version, max_version=version, **settings) as server:
         agent = open_agent(ca=server.ca_pem, ciphers=ours)
 
         with pytest.raises(HandshakeError, match="ciphers") as caught:
@@ -468,12 +468,12 @@ def test_only_a_protocol_we_cannot_speak_is_offered(open_agent, theirs):
 
 @pytest.mark.parametrize(("version", "alert"), [("TLSv1.2", "handshake_failure"), ("TLSv1.3", "certificate_required")])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_client_certificate_that_is_missing(open_agent, version, alert, method):
+def test_client_certificate_that_is_missing(open_agent, new_server, version, alert, method):
     """
     A demanded client certificate that we do not have is a `HandshakeError` with the alert's name. In TLS 1.3 the alert
     comes after our end of the handshake: it is not taken for a stale connection, nothing is sent again.
     """
-    with Server(request_cert="demand", min_version=version, max_version=version) as server:
+    with new_server(request_cert="demand", min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem)
 
         with pytest.raises(HandshakeError, match=r"cert") as caught:
@@ -488,12 +488,12 @@ def test_client_certificate_that_is_missing(open_agent, version, alert, method):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_client_certificate_that_is_not_accepted(open_agent, version):
+def test_client_certificate_that_is_not_accepted(open_agent, new_server, version):
     """
     The same for a certificate of an authority that the server does not know.
     """
     stranger = Authority().issue("stranger@tlsagent.test", client=True)
-    with Server(request_cert="demand", min_version=version, max_version=version) as server:
+    with new_server(request_cert="demand", min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem, cert=stranger.cert_pem, key=stranger.key_pem)
 
         with pytest.raises(HandshakeError) as caught:
@@ -515,7 +515,7 @@ def test_client_certificate_that_is_not_accepted(open_agent, version):
         ("without intermediate", "unknown_ca", "with its intermediates"),
     ],
 )
-def test_client_certificate_that_is_out_of_order(open_agent, version, fault, alert, hint):
+def test_client_certificate_that_is_out_of_order(open_agent, new_server, version, fault, alert, hint):
     """
     The server's alert tells what is wrong with our certificate, and the message what to do about it.
     """
@@ -529,7 +529,7 @@ def test_client_certificate_that_is_out_of_order(open_agent, version, fault, ale
     }[fault]()
     own = issue("localhost", by=root)
     more = {"crl": crl(root, mine)} if fault == "revoked" else {}
-    with Server({"cert": own.pem, "key": own.key_pem, "ca": root.pem, "request_cert": True, **more}) as server:
+    with new_server({"cert": own.pem, "key": own.key_pem, "ca": root.pem, "request_cert": True, **more}) as server:
         agent = open_agent(ca=root.pem, cert=mine.pem, key=mine.key_pem, min_version=version, max_version=version)
 
         with pytest.raises(HandshakeError, match=hint) as caught:
@@ -539,11 +539,11 @@ def test_client_certificate_that_is_out_of_order(open_agent, version, fault, ale
         assert server.stats.requests == 0
 
 
-def test_client_certificate_that_is_missing_on_an_idle_connection(open_agent):
+def test_client_certificate_that_is_missing_on_an_idle_connection(open_agent, new_server):
     """
     A connection that was opened ahead and refused afterwards costs one more at most; the request gets the reason.
     """
-    with Server(request_cert="demand", min_version="TLSv1.3") as server:
+    with new_server(request_cert="demand", min_version="TLSv1.3") as server:
         agent = open_agent(ca=server.ca_pem)
         with contextlib.suppress(HandshakeError):  # the refusal may come in time to be told at once
             agent.preconnect(server.url, 1)
@@ -557,12 +557,12 @@ def test_client_certificate_that_is_missing_on_an_idle_connection(open_agent):
     assert server.stats.requests == 0
 
 
-def test_refused_client_certificate_leaves_the_agent_usable(open_agent):
+def test_refused_client_certificate_leaves_the_agent_usable(open_agent, new_server):
     """
     A request with a certificate works after one without it failed.
     """
     client = default_authority().issue("client@tlsagent.test", client=True)
-    with Server(request_cert="demand") as server:
+    with new_server(request_cert="demand") as server:
         agent = open_agent(ca=server.ca_pem, max_sockets=1)
         for _ in range(2):
             with pytest.raises(HandshakeError):
@@ -575,7 +575,7 @@ def test_refused_client_certificate_leaves_the_agent_usable(open_agent):
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_hundred_intermediates(open_agent):
+def test_two_hundred_intermediates(open_agent, new_server):
     """
     A chain of 200 certificates is decided quickly, and the error text stays small.
     """
@@ -584,7 +584,7 @@ def test_two_hundred_intermediates(open_agent):
     for number in range(200):
         issuers.append(issue(f"intermediate {number}", by=issuers[-1], ca=True))
     leaf = issue("localhost", by=issuers[-1])
-    with Server(credentials=leaf.with_chain(*reversed(issuers[1:]))) as server:
+    with new_server(credentials=leaf.with_chain(*reversed(issuers[1:]))) as server:
         agent = open_agent(ca=root.pem)
 
         with pytest.raises(HandshakeError) as caught:
@@ -595,13 +595,13 @@ def test_two_hundred_intermediates(open_agent):
 
 
 @pytest.mark.parametrize("count", [5_000, 10_000])
-def test_ten_thousand_names(open_agent, count):
+def test_ten_thousand_names(open_agent, new_server, count):
     """
     A certificate for 10,000 names that are not ours is refused with a few of them in the text.
     """
     root = issue("root", ca=True)
     leaf = issue(*(f"h{number}.test" for number in range(count)), by=root)
-    with Server(credentials=leaf.with_chain()) as server:
+    with new_server(credentials=leaf.with_chain()) as server:
         agent = open_agent(ca=root.pem)
 
         with pytest.raises(HandshakeError) as caught:
@@ -612,13 +612,13 @@ def test_ten_thousand_names(open_agent, count):
         assert isinstance(caught.value, CertificateNameError)
 
 
-def test_name_among_thousands(open_agent):
+def test_name_among_thousands(open_agent, new_server):
     """
     The right name is found as the last of thousands.
     """
     root = issue("root", ca=True)
     leaf = issue(*(f"h{number}.test" for number in range(5_000)), "localhost", by=root)
-    with Server(credentials=leaf.with_chain()) as server:
+    with new_server(credentials=leaf.with_chain()) as server:
         agent = open_agent(ca=root.pem)
 
         assert agent.request("GET", server.url + "/hello").connection.authorized

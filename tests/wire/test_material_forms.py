@@ -58,19 +58,19 @@ def key_der(of: Issued, passphrase: str | None = None) -> bytes:
 
 
 @pytest.fixture
-def demanding() -> Iterator[Server]:
+def demanding(new_server: Callable[..., Server]) -> Iterator[Server]:
     """Return a server that demands a client certificate."""
-    with Server(credentials=LEAF.with_chain(), request_cert="demand", client_ca=BOTH) as server:
+    with new_server(credentials=LEAF.with_chain(), request_cert="demand", client_ca=BOTH) as server:
         yield server
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ca(open_agent, form, tmp_path):
+def test_ca(open_agent, new_server, form, tmp_path):
     """
     The root is trusted in every form of `ca`; another one in the same form does not vouch for the server.
     """
     ours, theirs = (FORMS[form](root.pem, root.der, tmp_path) for root in (ROOT, OTHER_ROOT))
-    with Server(credentials=LEAF.with_chain()) as server:
+    with new_server(credentials=LEAF.with_chain()) as server:
         agent = open_agent(ca=ours)
 
         assert agent.request("GET", server.url + "/hello").connection.authorized
@@ -144,14 +144,14 @@ def test_passphrase_of_an_item_must_fit(open_agent, demanding):
         ("TLSv1.2", LEAF, "ECDSA+SHA256", None),
     ],
 )
-def test_several_certificates_and_keys(open_agent, version, theirs, sigalgs, shown, crossed):
+def test_several_certificates_and_keys(open_agent, new_server, version, theirs, sigalgs, shown, crossed):
     """
     Of a list the certificate is shown that suits the server, with the key that belongs to it, wherever that stands; in
     TLS 1.2 the last one or none.
     """
     keys = [{"pem": LOCKED, "passphrase": PASSPHRASE}, key_der(RSA_CLIENT)]
     options = {"sigalgs": sigalgs, "request_cert": True, "reject_unauthorized": False}
-    with Server({**options, "ca": BOTH, "cert": theirs.pem, "key": theirs.key_pem}) as server:
+    with new_server({**options, "ca": BOTH, "cert": theirs.pem, "key": theirs.key_pem}) as server:
         agent = open_agent(
             ca=BOTH,
             cert=[CLIENT.pem.decode(), RSA_CLIENT.der],
@@ -166,7 +166,7 @@ def test_several_certificates_and_keys(open_agent, version, theirs, sigalgs, sho
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_crl(open_agent, form, tmp_path):
+def test_crl(open_agent, new_server, form, tmp_path):
     """
     A list refuses the server that is in it in every form of `crl`, and one that is empty lets it pass.
     """
@@ -174,7 +174,7 @@ def test_crl(open_agent, form, tmp_path):
     def in_form(pem: bytes) -> Any:
         return FORMS[form](pem, x509.load_pem_x509_crl(pem).public_bytes(Encoding.DER), tmp_path)
 
-    with Server(credentials=LEAF.with_chain()) as server:
+    with new_server(credentials=LEAF.with_chain()) as server:
         agent = open_agent(ca=ROOT.pem, crl=in_form(crl(ROOT)))
         assert agent.request("GET", server.url + "/hello").connection.authorized
 
@@ -185,13 +185,13 @@ def test_crl(open_agent, form, tmp_path):
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one PEM", "in a list"])
-def test_several_lists(open_agent, together):
+def test_several_lists(open_agent, new_server, together):
     """
     Each issuer's list counts: with the root's alone the intermediate's is missed.
     """
     behind = issue("localhost", by=MIDDLE)
     lists = [crl(ROOT), crl(MIDDLE)]
-    with Server(credentials=behind.with_chain(MIDDLE)) as server:
+    with new_server(credentials=behind.with_chain(MIDDLE)) as server:
         agent = open_agent(ca=ROOT.pem, crl=b"".join(lists) if together else [lists[0], lists[1].decode()])
         assert agent.request("GET", server.url + "/hello").connection.authorized
 
@@ -204,13 +204,13 @@ def test_several_lists(open_agent, together):
 
 
 @pytest.mark.parametrize("form", SINGLE)
-def test_dhparam(open_agent, form, tmp_path):
+def test_dhparam(open_agent, new_server, form, tmp_path):
     """
     A server takes the group of `dhparam` in every form; the client measures it.
     """
     pem = _dh_pem(GROUPS[3072])
     options = {"cert": RSA.cert_pem, "key": RSA.key_pem, "max_version": "TLSv1.2"}
-    with Server({**options, "dhparam": FORMS[form](pem, GROUPS[3072], tmp_path)}) as server:
+    with new_server({**options, "dhparam": FORMS[form](pem, GROUPS[3072], tmp_path)}) as server:
         # Without groups of RFC 7919 in the offer: OpenSSL would take one of those.
         agent = open_agent(ca=server.ca_pem, ciphers=DHE, ecdh_curve="X25519:P-256")
 

@@ -68,9 +68,9 @@ each_version = pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(new_server: Callable[..., Server]) -> Iterator[Server]:
     """Return a server with a certificate of ROOT, which takes a client certificate from those who have one."""
-    with Server(credentials=LEAF.with_chain(), request_cert=True, client_ca=ROOT.pem) as server:
+    with new_server(credentials=LEAF.with_chain(), request_cert=True, client_ca=ROOT.pem) as server:
         yield server
 
 
@@ -127,12 +127,12 @@ def test_pfx_shows_who_we_are(open_agent, server, form, version, tmp_path):
     assert [connection.client_certificate for connection in server.connections] == [CLIENT.der]
 
 
-def test_pfx_brings_the_chain_of_its_certificate(open_agent):
+def test_pfx_brings_the_chain_of_its_certificate(open_agent, new_server):
     """
     A server that knows the root only accepts the certificate in `pfx` through the intermediate beside it.
     """
     client = issue("client.test", by=MIDDLE, purpose=CLIENT_AUTH)
-    with Server(credentials=LEAF.with_chain(), request_cert="demand", client_ca=ROOT.pem) as server:
+    with new_server(credentials=LEAF.with_chain(), request_cert="demand", client_ca=ROOT.pem) as server:
         agent = open_agent(ca=ROOT.pem, pfx=pfx(client, MIDDLE))
 
         agent.request("GET", server.url + "/hello")
@@ -175,12 +175,12 @@ def test_crl_refuses_what_was_revoked(open_agent, server, code):
     assert caught.value.code == code
 
 
-def test_partial_chain_ends_at_any_trusted_certificate(open_agent):
+def test_partial_chain_ends_at_any_trusted_certificate(open_agent, new_server):
     """
     With an intermediate alone in `ca`, its server is trusted only by `allow_partial_trust_chain`.
     """
     behind = issue("localhost", by=MIDDLE)
-    with Server(credentials=behind.with_chain(MIDDLE)) as server:
+    with new_server(credentials=behind.with_chain(MIDDLE)) as server:
         agent = open_agent(ca=MIDDLE.pem)
         with pytest.raises(CertificateError):
             agent.request("GET", server.url + "/hello")
@@ -331,11 +331,11 @@ def test_sigalgs_are_offered_in_order(open_agent, server, version):
 
 
 @each_version
-def test_sigalgs_refuse_other_signatures(open_agent, version):
+def test_sigalgs_refuse_other_signatures(open_agent, new_server, version):
     """
     A server that can sign with RSA alone is none for a client that takes ECDSA alone.
     """
-    with Server(credentials=RSA_LEAF.with_chain()) as server:
+    with new_server(credentials=RSA_LEAF.with_chain()) as server:
         agent = open_agent(ca=ROOT.pem, max_version=version)
         assert agent.request("GET", server.url + "/hello").status == 200
 

@@ -23,7 +23,7 @@ from tlsagent import (
     events,
     node,
 )
-from tlsagent.testing import Authority, Server
+from tlsagent.testing import Authority
 
 SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -116,12 +116,12 @@ def test_credentials_for_socks(open_agent, server):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
-def test_the_proxy_resolves_the_name(open_agent, server, scheme):
+def test_the_proxy_resolves_the_name(open_agent, new_server, server, scheme):
     """
     A name that only the proxy knows is left to it; the certificate must be for that name.
     """
     with (
-        Server(names=("only.proxy.test",)) as hidden,
+        new_server(names=("only.proxy.test",)) as hidden,
         proxy_of(scheme, names={"only.proxy.test": "127.0.0.1"}) as proxy,
     ):
         agent = open_agent(ca=hidden.ca_pem, proxy=option(proxy, scheme))
@@ -132,7 +132,7 @@ def test_the_proxy_resolves_the_name(open_agent, server, scheme):
         assert proxy.asked[0].target == f"only.proxy.test:{hidden.port}"
 
 
-def test_socks5_resolves_here(open_agent, server):
+def test_socks5_resolves_here(open_agent, new_server, server):
     """
     For `socks5` the name is resolved here, by `lookup` too, and the proxy is given an address.
     """
@@ -142,7 +142,7 @@ def test_socks5_resolves_here(open_agent, server):
         asked.append(host)
         return ["127.0.0.1"]
 
-    with Server(names=("only.here.test",)) as hidden, ProxyServer("socks5") as proxy:
+    with new_server(names=("only.here.test",)) as hidden, ProxyServer("socks5") as proxy:
         agent = open_agent(ca=hidden.ca_pem, lookup=lookup, proxy=f"socks5://proxy.test:{proxy.port}")
 
         assert agent.request("GET", f"https://only.here.test:{hidden.port}/hello").status == 200
@@ -425,13 +425,14 @@ def test_proxy_env_of_node(open_agent, server):
         assert agent.request("GET", f"https://127.0.0.1:{server.port}/hello").connection.proxy is None
 
 
+@pytest.mark.http1("the test itself speaks over the connection")
 def test_raw_connection_through_a_proxy(open_agent, server):
     """
     `connect` goes through the proxy too.
     """
     with ProxyServer("https", authority=server.authority) as proxy:
         agent = open_agent(ca=server.ca_pem, proxy=proxy.url)
-        raw = agent.connect("localhost", server.port)
+        raw = agent.connect("localhost", server.port, alpn_protocols=["http/1.1"])
 
         raw.send(b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert raw.recv().startswith(b"HTTP/1.1 200")

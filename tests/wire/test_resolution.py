@@ -222,6 +222,7 @@ def test_address_that_answers_late_is_waited_for(open_agent):
         assert caught.value.phase == "handshake"
 
 
+@pytest.mark.http1("requests that may share a connection wait for one attempt, and so for one look-up")
 def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeypatch):
     """
     Look-ups of one name that run at the same time are one.
@@ -237,7 +238,7 @@ def test_slow_resolver_answers_many_requests_at_once(open_agent, server, monkeyp
         return real(host, *arguments, **keywords)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    agent = open_agent(ca=server.ca_pem)
+    agent = open_agent(ca=server.ca_pem, alpn_protocols=["http/1.1"])
     try:
         futures = [agent.submit("GET", server.url + "/hello") for _ in range(5)]
         assert wait_until(lambda: agent.stats().dialling == 5 and asked)

@@ -15,7 +15,7 @@ from tls_support import VERSIONS, hello_of, offers_session, tickets_offered
 from wire_peer import OK, PeerConnection
 
 from tlsagent import CertificateError, OptionTypeError, events
-from tlsagent.testing import Authority, Server
+from tlsagent.testing import Authority
 
 KINDS: dict[str, dict[str, Any]] = {
     "TLS 1.2, ticket": {"max_version": "TLSv1.2"},
@@ -62,11 +62,11 @@ class Store:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_next_connection_is_resumed(open_agent, kind):
+def test_next_connection_is_resumed(open_agent, new_server, kind):
     """
     Every connection after the first resumes, and says so.
     """
-    with Server(**KINDS[kind]) as server:
+    with new_server(**KINDS[kind]) as server:
         agent = open_agent(ca=server.ca_pem)
 
         infos = [agent.request("GET", server.url + "/close").connection for _ in range(4)]
@@ -80,13 +80,15 @@ def test_next_connection_is_resumed(open_agent, kind):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_client_certificate_travels_in_the_session(open_agent, version):
+def test_client_certificate_travels_in_the_session(open_agent, new_server, version):
     """
     A server that demands a client certificate resumes the session of one that showed it.
     """
     authority = Authority()
     client = authority.issue("client@tlsagent.test", client=True)
-    with Server(request_cert="demand", client_ca=authority.ca_pem, min_version=version, max_version=version) as server:
+    with new_server(
+        request_cert="demand", client_ca=authority.ca_pem, min_version=version, max_version=version
+    ) as server:
         agent = open_agent(ca=server.ca_pem, cert=client.cert_pem, key=client.key_pem)
 
         for _ in range(2):
@@ -129,12 +131,12 @@ def test_preconnect_tells_how_each_went(open_agent, server):
 # --- TLS 1.3 tickets --------------------------------------------------------------------------------------------------
 
 
-def test_every_ticket_of_a_connection_is_kept(open_agent):
+def test_every_ticket_of_a_connection_is_kept(open_agent, new_server):
     """
     Four tickets of one connection resume four connections, each with a ticket of its own.
     """
     store = Store()
-    with Server(min_version="TLSv1.3", tickets=4) as server:
+    with new_server(min_version="TLSv1.3", tickets=4) as server:
         agent = open_agent(ca=server.ca_pem, session_store=store)
         agent.request("GET", server.url + "/close")
         store.open = False  # so that what the next connections bring does not count
@@ -147,11 +149,12 @@ def test_every_ticket_of_a_connection_is_kept(open_agent):
     assert len(set(tickets)) == 4
 
 
-def test_built_in_store_holds_eight_sessions_of_a_scope(open_agent, gates):
+@pytest.mark.http1("one connection of HTTP/2 carries all these requests")
+def test_built_in_store_holds_eight_sessions_of_a_scope(open_agent, new_server, gates):
     """
     The store of the agent keeps several tickets, so that connections that open at once all resume.
     """
-    with Server(app=gates, min_version="TLSv1.3", tickets=8) as server:
+    with new_server(app=gates, min_version="TLSv1.3", tickets=8) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
 
@@ -164,11 +167,11 @@ def test_built_in_store_holds_eight_sessions_of_a_scope(open_agent, gates):
     assert resumed(server) == [False] + [True] * 6
 
 
-def test_ticket_is_used_once(open_agent, gates):
+def test_ticket_is_used_once(open_agent, new_server, gates):
     """
     Connections that open at the same time never offer the same TLS 1.3 ticket (RFC 8446 C.4).
     """
-    with Server(app=gates, min_version="TLSv1.3", tickets=1) as server:
+    with new_server(app=gates, min_version="TLSv1.3", tickets=1) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
 
@@ -280,11 +283,12 @@ def test_ticket_and_response_in_any_packing(open_agent, open_peer, at_once):
     assert agent.request("GET", peer.url).connection.session_reused
 
 
-def test_tls12_session_is_used_again(open_agent, gates):
+@pytest.mark.http1("one connection of HTTP/2 carries all these requests")
+def test_tls12_session_is_used_again(open_agent, new_server, gates):
     """
     A session of TLS 1.2 serves any number of connections, also at once: its server expects it again.
     """
-    with Server(app=gates, max_version="TLSv1.2") as server:
+    with new_server(app=gates, max_version="TLSv1.2") as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
 
@@ -300,11 +304,11 @@ def test_tls12_session_is_used_again(open_agent, gates):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_server_that_forgot_gets_a_full_handshake(open_agent, kind):
+def test_server_that_forgot_gets_a_full_handshake(open_agent, new_server, kind):
     """
     A server that no longer knows the session it is offered is met with a full handshake, and resumption works again.
     """
-    with Server(**KINDS[kind]) as server:
+    with new_server(**KINDS[kind]) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
         server.rotate_ticket_keys()
@@ -320,11 +324,11 @@ def test_server_that_forgot_gets_a_full_handshake(open_agent, kind):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_full_handshake_after_a_refused_session_verifies_anew(open_agent, version):
+def test_full_handshake_after_a_refused_session_verifies_anew(open_agent, new_server, version):
     """
     A server that comes back with a bad certificate is refused, whatever session is offered to it.
     """
-    with Server(min_version=version, max_version=version) as server:
+    with new_server(min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
         server.reconfigure(credentials=Authority().issue("localhost"))
@@ -338,12 +342,12 @@ def test_full_handshake_after_a_refused_session_verifies_anew(open_agent, versio
 
 @pytest.mark.parametrize("how", ["alert", "close"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_refused_resumption_is_tried_again_without(open_agent, how, version):
+def test_refused_resumption_is_tried_again_without(open_agent, new_server, how, version):
     """
     A server that answers an offered session with an alert or a closed socket gets one more attempt at once, without a
     session.
     """
-    with Server(min_version=version, max_version=version, refuse_resumption=how) as server:
+    with new_server(min_version=version, max_version=version, refuse_resumption=how) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
         began = time.monotonic()
@@ -356,11 +360,11 @@ def test_refused_resumption_is_tried_again_without(open_agent, how, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_expired_session_is_not_offered(open_agent, version, monkeypatch):
+def test_expired_session_is_not_offered(open_agent, new_server, version, monkeypatch):
     """
     A session whose lifetime is over stays at home.
     """
-    with Server(min_version=version, max_version=version) as server:
+    with new_server(min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.request("GET", server.url + "/close")
         now = time.time
@@ -373,11 +377,11 @@ def test_expired_session_is_not_offered(open_agent, version, monkeypatch):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_without_a_cache_nothing_is_resumed(open_agent, version):
+def test_without_a_cache_nothing_is_resumed(open_agent, new_server, version):
     """
     `max_cached_sessions=0` turns resumption off: no session is ever offered.
     """
-    with Server(min_version=version, max_version=version) as server:
+    with new_server(min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem, max_cached_sessions=0)
 
         for _ in range(3):
@@ -387,11 +391,11 @@ def test_without_a_cache_nothing_is_resumed(open_agent, version):
     assert agent.stats().sessions_stored == 0
 
 
-def test_cache_forgets_the_scope_not_used_for_longest(open_agent):
+def test_cache_forgets_the_scope_not_used_for_longest(open_agent, new_server):
     """
     `max_cached_sessions` bounds the scopes that are remembered; the one not used for longest goes.
     """
-    with Server(names=("a.test", "b.test", "c.test")) as server:
+    with new_server(names=("a.test", "b.test", "c.test")) as server:
         agent = open_agent(ca=server.ca_pem, host="127.0.0.1", max_cached_sessions=2)
 
         for name in ("a", "b", "a", "c", "a", "b"):
@@ -441,14 +445,14 @@ SCOPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SCOPES)
-def test_session_stays_with_its_identity(open_agent, name, kind):
+def test_session_stays_with_its_identity(open_agent, new_server, name, kind):
     """
     A session made under one identity is not offered under another, though it resumes under its own.
     """
     one, other = SCOPES[name]
     authority = {} if name == "ca" else {"client_ca": AUTHORITY.ca_pem}
     settings = {**KINDS[kind], **authority}
-    with Server(names=("localhost", "also.test"), request_cert=True, **settings) as server:
+    with new_server(names=("localhost", "also.test"), request_cert=True, **settings) as server:
         # One version only, so that a session id in the ClientHello means something.
         version = {name: value for name, value in KINDS[kind].items() if name.endswith("version")}
         agent = open_agent(ca=server.ca_pem, **version)
@@ -612,12 +616,12 @@ def test_store_that_cannot_keep_costs_no_response(open_agent, server, caplog):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_session_is_an_event(open_agent, kind):
+def test_each_session_is_an_event(open_agent, new_server, kind):
     """
     `SessionTicket` tells of each session with its version and its end.
     """
     told: list[Any] = []
-    with Server(**KINDS[kind]) as server:
+    with new_server(**KINDS[kind]) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.agent.on(events.SessionTicket, told.append)
 

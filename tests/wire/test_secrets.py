@@ -31,7 +31,7 @@ from tlsagent import (
 )
 from tlsagent._identity import parse_authority, plan_for
 from tlsagent._secure_context import context_for
-from tlsagent.testing import Server, default_authority
+from tlsagent.testing import default_authority
 
 CLIENT = default_authority().issue("client@tlsagent.test", client=True)
 RSA_CLIENT = default_authority().issue("rsa@tlsagent.test", client=True, key_type="rsa")
@@ -244,7 +244,7 @@ class KeepingStore:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_agent_at_work_shows_no_secret(open_agent, recorder, version):
+def test_agent_at_work_shows_no_secret(open_agent, new_server, recorder, version):
     """
     Responses, connections, events, counters, sessions and the log of an agent that shakes hands, resumes and fails show
     no key, passphrase or ticket.
@@ -253,7 +253,7 @@ def test_agent_at_work_shows_no_secret(open_agent, recorder, version):
     shown: list[Any] = []
     failures: list[BaseException] = []
     tickets: list[bytes] = []
-    with Server(request_cert="demand", min_version=version, max_version=version) as server:
+    with new_server(request_cert="demand", min_version=version, max_version=version) as server:
         agent = open_agent(
             ca=server.ca_pem, cert=CLIENT.cert_pem, key=LOCKED, passphrase=PASSPHRASE, session_store=KeepingStore()
         )
@@ -287,12 +287,12 @@ def test_agent_at_work_shows_no_secret(open_agent, recorder, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_ticket_and_master_secret_stay_inside(open_agent, version):
+def test_ticket_and_master_secret_stay_inside(open_agent, new_server, version):
     """
     Session and event show what a session is for and until when; not the ticket, not the master secret.
     """
     told: list[Any] = []
-    with Server(min_version=version, max_version=version) as server:
+    with new_server(min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem)
         agent.agent.on(events.SessionTicket, told.append)
         agent.request("GET", server.url + "/close")

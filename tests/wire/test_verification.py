@@ -10,18 +10,17 @@ import pytest
 from tls_support import BAD_CHAINS, DAY, NOW, VERSIONS, bad_chain, hello_of, issue, offers_session
 
 from tlsagent import CertificateError, CertificateNameError, OptionTypeError
-from tlsagent.testing import Server
 
 # --- Bad certificates -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BAD_CHAINS)
-def test_bad_certificate_is_refused_under_nodes_name(open_agent, name):
+def test_bad_certificate_is_refused_under_nodes_name(open_agent, new_server, name):
     """
     Each bad chain fails the request with Node's code for it, before a byte of the request is sent.
     """
     chain = bad_chain(name)
-    with Server(credentials=chain.credentials) as server:
+    with new_server(credentials=chain.credentials) as server:
         agent = open_agent(ca=chain.ca)
 
         with pytest.raises(CertificateError) as caught:
@@ -38,12 +37,12 @@ def test_bad_certificate_is_refused_under_nodes_name(open_agent, name):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["wrong host", "expired", "name constraints"])
-def test_refused_connection_leaves_nothing(open_agent, name, version):
+def test_refused_connection_leaves_nothing(open_agent, new_server, name, version):
     """
     A refused connection is not pooled and its session is not kept: the next request starts from nothing, and fails too.
     """
     chain = bad_chain(name)
-    with Server(credentials=chain.credentials, min_version=version, max_version=version) as server:
+    with new_server(credentials=chain.credentials, min_version=version, max_version=version) as server:
         agent = open_agent(ca=chain.ca)
 
         for _ in range(2):
@@ -59,32 +58,32 @@ def test_refused_connection_leaves_nothing(open_agent, name, version):
     assert not any(offers_session(connection) for connection in server.connections)
 
 
-def test_names_of_the_certificate_are_in_the_error(open_agent):
+def test_names_of_the_certificate_are_in_the_error(open_agent, new_server):
     """
     The error for a wrong host says whom we asked for and whom the certificate is for.
     """
     chain = bad_chain("wrong host")
-    with Server(credentials=chain.credentials) as server:
+    with new_server(credentials=chain.credentials) as server:
         agent = open_agent(ca=chain.ca)
 
         with pytest.raises(CertificateNameError, match=r'"localhost".*DNS:other\.test.*DNS:\*\.other\.test'):
             agent.request("GET", server.url + "/hello")
 
 
-def test_common_name_does_not_count(open_agent):
+def test_common_name_does_not_count(open_agent, new_server):
     """
     A certificate that has the host as its common name only is for nobody (RFC 9525).
     """
     root = issue("root", ca=True)
     leaf = issue("other.test", by=root, subject="localhost")
-    with Server(credentials=leaf.with_chain()) as server:
+    with new_server(credentials=leaf.with_chain()) as server:
         agent = open_agent(ca=root.pem)
 
         with pytest.raises(CertificateNameError):
             agent.request("GET", server.url + "/hello")
 
 
-def test_chain_in_any_order_is_accepted(open_agent):
+def test_chain_in_any_order_is_accepted(open_agent, new_server):
     """
     Intermediates sent in reverse order, and a root sent with them, do no harm.
     """
@@ -92,7 +91,7 @@ def test_chain_in_any_order_is_accepted(open_agent):
     upper = issue("upper", by=root, ca=True)
     lower = issue("lower", by=upper, ca=True)
     leaf = issue("localhost", by=lower)
-    with Server(credentials=leaf.with_chain(root, upper, lower)) as server:
+    with new_server(credentials=leaf.with_chain(root, upper, lower)) as server:
         agent = open_agent(ca=root.pem)
 
         response = agent.request("GET", server.url + "/hello")
@@ -106,12 +105,12 @@ def test_chain_in_any_order_is_accepted(open_agent):
 
 
 @pytest.mark.parametrize("name", BAD_CHAINS)
-def test_lax_request_tells_what_is_wrong(open_agent, name):
+def test_lax_request_tells_what_is_wrong(open_agent, new_server, name):
     """
     With `reject_unauthorized=False` a bad chain serves, marked as unauthorised with Node's code.
     """
     chain = bad_chain(name)
-    with Server(credentials=chain.credentials) as server:
+    with new_server(credentials=chain.credentials) as server:
         agent = open_agent(ca=chain.ca, reject_unauthorized=False)
 
         response = agent.request("GET", server.url + "/hello")
@@ -123,13 +122,13 @@ def test_lax_request_tells_what_is_wrong(open_agent, name):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["wrong host", "self-signed leaf"])
-def test_strict_request_gets_nothing_of_a_lax_one(open_agent, name, version):
+def test_strict_request_gets_nothing_of_a_lax_one(open_agent, new_server, name, version):
     """
     Neither the socket nor the session of an unauthorised connection serves a strict request.
     """
     chain = bad_chain(name)
     lax = {"reject_unauthorized": False}
-    with Server(credentials=chain.credentials, min_version=version, max_version=version) as server:
+    with new_server(credentials=chain.credentials, min_version=version, max_version=version) as server:
         agent = open_agent(ca=chain.ca)
         for _ in range(2):
             assert agent.request("GET", server.url + "/close", options=lax).status == 200
@@ -242,7 +241,7 @@ def test_hook_without_a_code_gets_nodes(open_agent, server):
     assert caught.value.code == "ERR_TLS_CERT_ALTNAME_INVALID"
 
 
-def test_hook_replaces_the_name_check(open_agent):
+def test_hook_replaces_the_name_check(open_agent, new_server):
     """
     A hook that accepts a certificate for another host is all there is to the name check; it sees name and certificate.
     """
@@ -252,7 +251,7 @@ def test_hook_replaces_the_name_check(open_agent):
     def hook(hostname: str, certificate: Any) -> None:
         seen.append((hostname, certificate.der, certificate.subject_alt_names))
 
-    with Server(credentials=chain.credentials) as server:
+    with new_server(credentials=chain.credentials) as server:
         agent = open_agent(ca=chain.ca, check_server_identity=hook)
 
         response = agent.request("GET", server.url + "/hello")
@@ -262,13 +261,13 @@ def test_hook_replaces_the_name_check(open_agent):
     assert response.connection.authorized
 
 
-def test_hook_is_not_asked_about_a_bad_chain(open_agent):
+def test_hook_is_not_asked_about_a_bad_chain(open_agent, new_server):
     """
     A chain that does not verify is refused whatever the hook would say.
     """
     chain = bad_chain("self-signed leaf")
     asked = []
-    with Server(credentials=chain.credentials) as server:
+    with new_server(credentials=chain.credentials) as server:
         agent = open_agent(ca=chain.ca, check_server_identity=lambda *facts: asked.append(facts))
 
         with pytest.raises(CertificateError):
@@ -345,11 +344,11 @@ class CarelessStore:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_session_of_another_name_is_not_offered(open_agent, version):
+def test_session_of_another_name_is_not_offered(open_agent, new_server, version):
     """
     A session made for one host is not offered to another, even if a careless store hands it out for that.
     """
-    with Server(names=("a.test",), min_version=version, max_version=version) as server:
+    with new_server(names=("a.test",), min_version=version, max_version=version) as server:
         agent = open_agent(ca=server.ca_pem, host="127.0.0.1", session_store=CarelessStore())
         for _ in range(2):
             agent.request("GET", f"https://a.test:{server.port}/close")
@@ -363,12 +362,12 @@ def test_session_of_another_name_is_not_offered(open_agent, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_session_of_a_lax_request_is_not_offered_by_a_strict_one(open_agent, version):
+def test_session_of_a_lax_request_is_not_offered_by_a_strict_one(open_agent, new_server, version):
     """
     The same for a session that was made without verification.
     """
     chain = bad_chain("self-signed leaf")
-    with Server(credentials=chain.credentials, min_version=version, max_version=version) as server:
+    with new_server(credentials=chain.credentials, min_version=version, max_version=version) as server:
         agent = open_agent(ca=chain.ca, session_store=CarelessStore())
         for _ in range(2):
             agent.request("GET", server.url + "/close", options={"reject_unauthorized": False})
@@ -383,12 +382,12 @@ def test_session_of_a_lax_request_is_not_offered_by_a_strict_one(open_agent, ver
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["wrong host", "self-signed leaf"])
-def test_resumed_connection_is_judged_like_the_first(open_agent, name, version):
+def test_resumed_connection_is_judged_like_the_first(open_agent, new_server, name, version):
     """
     Chain and name are judged on a resumed connection too: it is as unauthorised as the one whose session it took.
     """
     chain = bad_chain(name)
-    with Server(credentials=chain.credentials, min_version=version, max_version=version) as server:
+    with new_server(credentials=chain.credentials, min_version=version, max_version=version) as server:
         agent = open_agent(ca=chain.ca, reject_unauthorized=False)
 
         first, second = (agent.request("GET", server.url + "/close").connection for _ in range(2))
@@ -398,13 +397,13 @@ def test_resumed_connection_is_judged_like_the_first(open_agent, name, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_dates_are_checked_on_a_resumed_connection(open_agent, version, monkeypatch):
+def test_dates_are_checked_on_a_resumed_connection(open_agent, new_server, version, monkeypatch):
     """
     A certificate that has expired since the full handshake is refused on resumption too.
     """
     root = issue("root", ca=True)
     leaf = issue("localhost", by=root, start=NOW - DAY, end=NOW + datetime.timedelta(minutes=10))
-    with Server(credentials=leaf.with_chain(), min_version=version, max_version=version) as server:
+    with new_server(credentials=leaf.with_chain(), min_version=version, max_version=version) as server:
         agent = open_agent(ca=root.pem)
         agent.request("GET", server.url + "/close")
         now = time.time
@@ -418,14 +417,14 @@ def test_dates_are_checked_on_a_resumed_connection(open_agent, version, monkeypa
     assert server.stats.requests == 1
 
 
-def test_resumed_connection_knows_its_peer(open_agent):
+def test_resumed_connection_knows_its_peer(open_agent, new_server):
     """
     A resumed connection has the certificate and the chain of the full handshake, and is authorised by it.
     """
     root = issue("root", ca=True)
     middle = issue("intermediate", by=root, ca=True)
     leaf = issue("localhost", by=middle)
-    with Server(credentials=leaf.with_chain(middle)) as server:
+    with new_server(credentials=leaf.with_chain(middle)) as server:
         agent = open_agent(ca=root.pem)
 
         first, second = (agent.request("GET", server.url + "/close").connection for _ in range(2))

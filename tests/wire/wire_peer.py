@@ -29,6 +29,8 @@ from tlsagent.testing.authority import default_credentials
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 NAMES = ("localhost", "127.0.0.1", "::1")
 PATIENCE = 10.0
+FIRST = "/hello?first"
+CANCEL = 0x08  # RFC 9113, 7
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 5.0) -> bool:
@@ -61,6 +63,44 @@ def open_sockets() -> set[str]:
                 if target.startswith(("socket:", "anon_inode:")):
                     found.add(target if target.startswith("socket:") else f"{target} {name}")
     return found
+
+
+def hold(agent: Any, server: Any, path: str) -> Any:
+    """
+    Start a request that stays unanswered, and return its future once the server has it.
+
+    Before a connection of HTTP/2 is used another request tells the agent how many it takes at a time.
+    """
+    if agent.protocol == "HTTP/2" and not agent.stats().idle:
+        agent.request("GET", server.url + FIRST, timeouts=5)
+    before = server.stats.requests
+    future = agent.submit("GET", server.url + path)
+    assert server.wait_for(lambda s: s.stats.requests > before)
+    return future
+
+
+def targets(server: Any) -> list[list[str]]:
+    """Return the targets of the requests of each connection, without those that `hold` sends first."""
+    return [[r.target for r in connection.requests if r.target != FIRST] for connection in server.connections]
+
+
+def host_of(request: Any) -> str | None:
+    """Return whom a request asks: the field Host, in HTTP/2 `:authority`, and never both."""
+    names = [name for name, _ in request.headers if name.lower() in ("host", ":authority")]
+    assert names in (["Host"], [":authority"])
+    return str(request.header(names[0]))
+
+
+def given_up(server: Any, protocol: str) -> bool:
+    """Wait until the client has given its last request up: at the cost of its connection, or in HTTP/2 its stream."""
+    if protocol == "HTTP/1.1":
+        return bool(server.wait_for(lambda s: s.stats.open_connections == 0))
+    return bool(server.wait_for(lambda s: s.connections[-1].requests[-1].reset_code == CANCEL))
+
+
+def left_in_order(record: Any) -> bool:
+    """Whether the client has ended a connection in good order: by close_notify, in HTTP/2 after GOAWAY (NO_ERROR)."""
+    return record.closed_by == "close_notify" and record.goaway_code == (0 if record.protocol == "h2" else None)
 
 
 class PeerGone(Exception):
