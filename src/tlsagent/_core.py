@@ -295,6 +295,9 @@ class AgentCore:
             user=exchange,
         )
         if isinstance(got, Lease):
+            if not got.may_be_stale and (why := _why_leaving(got.connection, now)) is not None:
+                self.pool.release(got, now, reusable=False, reason=why)
+                return self.acquire(exchange, now)
             exchange.lease = got
             return got
         exchange.ticket = got
@@ -581,6 +584,8 @@ class AgentCore:
         """Close what is idle; what carries a request finishes it and is closed then."""
         for connection in self._tally.living():
             connection.retire("network_changed")
+            if connection.shared is not None:
+                self.pool.drain(connection, now, "network_changed")
         self.pool.close_idle(now, "network_changed")
 
     def living(self) -> list[Connection]:
@@ -750,6 +755,11 @@ def _remember(memo: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
     memo[key] = value
     if len(memo) > most:
         memo.popitem(last=False)
+
+
+def _why_leaving(connection: Connection, now: float) -> str | None:
+    """Return why a connection that is in use takes no further exchange: one that is not shared is looked at later."""
+    return None if connection.shared is None else connection.refuses(now)
 
 
 _MAY_BE_FILES: Final = frozenset({"ca", "cert", "crl", "dhparam", "key", "pfx"})
