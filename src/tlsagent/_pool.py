@@ -399,11 +399,15 @@ class Pool(Generic[C]):
             self._start_draining(slot, reason)
         self._settle(slot.bucket)
 
+    def next_delay(self) -> float | None:
+        """Return when `handle_timeout` may have a second attempt join a first one, or None."""
+        return self._delays.next() if self._delays.armed else None
+
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` has something to do, or None."""
         queue = self._queue_deadlines.next()
         idle = self._expiries.next()
-        delay = self._delays.next() if self._delays.armed else None
+        delay = self.next_delay()
         if delay is not None:
             queue = delay if queue is None else min(queue, delay)
         if queue is None or idle is None:

@@ -430,6 +430,7 @@ class Agent:
                 if ticket.covered or ticket.deadline is None
                 else min(exchange.total_at, ticket.deadline)
             )
+            limit = min(limit, self._next_delay())
             if now >= limit:
                 self._change(self._time_out, exchange, now)
             elif self._core.abandoned:
@@ -477,6 +478,12 @@ class Agent:
             self._after_shared(connection, exchange, now)
         finally:
             self._promote(crew)
+
+    def _next_delay(self) -> float:
+        """Return when a second attempt may join a first one."""
+        with self._lock:
+            delay = self._core.pool.next_delay()
+        return math.inf if delay is None else delay
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
         if now >= exchange.total_at and exchange.ticket is not None:
