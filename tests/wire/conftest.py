@@ -2,7 +2,8 @@
 One harness for both drivers and both versions of HTTP: a test runs with `Agent` and with `AsyncAgent` on asyncio and on
 uvloop, and if it talks to a server of ours (`server`, `shared_server`, `gated_server`, `new_server`) with HTTP/1.1 and
 with HTTP/2. Where both differ by design the test asks for `protocol` and states both. What is HTTP/1.1's alone says so:
-by its peer, which is scripted in bytes of HTTP/1.1 (`open_peer`), or by the marker `http1` with a reason.
+by its peer, which is scripted in bytes of HTTP/1.1 (`open_peer`), or by the marker `http1` with a reason. What is
+HTTP/2's alone has the marker `http2`, and runs on one event loop.
 
 Tests marked `framing`, in which it matters how HTTP is read, run with the slower engines too: h11 and h2.
 
@@ -23,7 +24,8 @@ import pytest
 from wire_peer import Gates, Peer, Script, open_sockets, wait_until
 
 from tlsagent import Agent, AsyncAgent
-from tlsagent.testing import Server
+from tlsagent.testing import RawServer, Server
+from tlsagent.testing.frames import FramePeer
 
 DRIVERS = ["threads", "asyncio", "uvloop"]
 SERVERS = frozenset({"server", "shared_server", "gated_server", "new_server", "protocol"})
@@ -51,7 +53,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "open_agent" not in used:
         drivers = DRIVERS[1:] if "open_async_agent" in used else DRIVERS[:1]
     protocols = [*ALPN]
-    if not SERVERS & used or "open_peer" in used or metafunc.definition.get_closest_marker("http1"):
+    if metafunc.definition.get_closest_marker("http2"):
+        protocols, drivers = ["HTTP/2"], [driver for driver in drivers if driver != "uvloop"]
+    elif not SERVERS & used or "open_peer" in used or metafunc.definition.get_closest_marker("http1"):
         protocols = protocols[:1]
     variants = [Variant(driver, protocol) for protocol in protocols for driver in drivers]
     if metafunc.definition.get_closest_marker("framing"):
@@ -345,6 +349,18 @@ def open_peer() -> Iterator[Callable[..., Peer]]:
             peer = Peer(script, **settings)
             stack.callback(peer.close)
             return peer
+
+        yield start
+
+
+@pytest.fixture
+def open_frames() -> Iterator[Callable[..., RawServer]]:
+    """Return a function that starts a peer scripted in frames of HTTP/2; a script that failed fails the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(script: Callable[[FramePeer], object], **settings: Any) -> RawServer:
+            settings.setdefault("alpn_protocols", ("h2",))
+            return stack.enter_context(RawServer(lambda raw: script(FramePeer(raw)), **settings))
 
         yield start
 
