@@ -348,7 +348,8 @@ class Connection:
         """Take the failure of the socket."""
         broken = ProxyError if self.tunnelling else ConnectionLost
         lost = broken(f"the connection broke: {error.strerror or error}", code=_os_code(error))
-        lost.__cause__ = error
+        # Frames of the driver, which has hold of this connection, would make a cycle.
+        lost.__cause__ = error.with_traceback(None)
         self._fail(lost, now)
 
     def data_to_send(self) -> bytes:

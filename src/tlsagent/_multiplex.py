@@ -63,7 +63,7 @@ class Stream:
         owed: Bytes of the response that came and were not read, for which the peer has no credit back.
         tunnel: What came after the switch of protocols, if there was one.
         dead, error: Why what was taken over has ended, as of a connection.
-        listener: Called by the driver when something came or changed, once it was taken over; the driver's.
+        listener: Called by `tell` when something came or changed, once it was taken over; the driver's.
     """
 
     __slots__ = (
@@ -178,6 +178,13 @@ class Stream:
     def read(self, deadline: float = math.inf) -> None:
         """Take note that what came was read: the peer may send more. Its exchange has a deadline anew."""
         self._floor.read(self, deadline)
+
+    def tell(self) -> None:
+        """Have its listener look, for the last time once it is over: who listens has hold of the stream."""
+        listener = self.listener
+        if self.over:
+            self.listener = _nothing
+        listener()
 
     def hang_up(self, reason: str) -> None:
         """End what was taken over, in good order where the peer has ended too."""
@@ -505,7 +512,7 @@ class Multiplex:
         exchange = stream.exchange
         assert exchange is not None
         exchange.unprocessed = not processed
-        stream.error = error
+        stream.error = stream.error or error
         exchange.fail(error, self.now)
         self._end(stream)
 
@@ -573,6 +580,7 @@ class Multiplex:
 
     def fail(self, error: BaseException, now: float) -> None:
         """Fail every exchange, each with an error of its own: the connection is of no more use."""
+        self.now = now
         for stream in [*self._streams.values(), *self._held]:
             exchange = stream.exchange
             assert exchange is not None
@@ -580,6 +588,9 @@ class Multiplex:
             if isinstance(own, TLSAgentError):
                 stream.error = own
             exchange.fail(own, now)
+        # Its streams are what would tie engine and connection into a cycle.
+        self._engine.receive_eof(False, now, self)
+        for stream in self._held[:]:
             self._end(stream)
 
     def close(self) -> None:

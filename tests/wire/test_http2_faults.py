@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 from wire_peer import wait_until
 
-from tlsagent import AgentClosed, ConnectionLost
+from tlsagent import AgentClosed, ConnectionLost, InactivityTimeout
+from tlsagent._connection import Connection
 from tlsagent._drivers.aio_socket import SocketProtocol
 from tlsagent.testing import RawServer, Server
 from tlsagent.testing.scripted import RawPeer
@@ -90,3 +94,76 @@ def test_agent_destroyed_as_a_handshake_ends(open_async_agent, h2_server, monkey
 
     assert raised == []
     assert wait_until(lambda: h2_server.stats.open_connections == 0)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Expect that no connection is left which only a collection would find."""
+
+    def alive() -> int:
+        return sum(type(thing) is Connection for thing in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        yield
+        assert wait_until(lambda: alive() == before), "a cycle of references keeps a connection"
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["reset", "eof", "destroyed"])
+def test_connection_that_fails_under_requests_is_freed(open_async_agent, h2_server, how):
+    """
+    A connection that ends while it carries requests is freed at once, with its TLS engine, once they are dropped.
+    """
+    with without_collection():
+        agent = open_async_agent(ca=h2_server.ca_pem)
+        response = agent.open_stream("GET", h2_server.url + "/bytes/5000000")
+        if how == "destroyed":
+            agent.destroy()
+        else:
+            h2_server.close_connections(how)
+
+        with pytest.raises(AgentClosed if how == "destroyed" else ConnectionLost) as caught:
+            response.read()
+        caught.value.__traceback__ = None
+        del response, caught
+
+
+def test_connection_that_falls_silent_under_a_request_is_freed(open_async_agent, h2_server):
+    """
+    A connection that is closed for its silence while it carries a request is freed at once.
+    """
+    with without_collection():
+        agent = open_async_agent(ca=h2_server.ca_pem, timeout=0.2)
+
+        with pytest.raises(InactivityTimeout) as caught:
+            agent.request("GET", h2_server.url + "/delay/5")
+        caught.value.__traceback__ = None
+        del caught
+
+
+@pytest.mark.parametrize("how", ["closed", "reset", "reset before it is taken over"])
+def test_connection_of_a_tunnel_is_freed(open_async_agent, how):
+    """
+    A tunnel that has ended, and who had it, keep no connection.
+    """
+    with without_collection(), Server(alpn_protocols=HTTP2) as server:
+        agent = open_async_agent(ca=server.ca_pem)
+        response = agent.open_stream("CONNECT", server.url)
+        if how == "reset before it is taken over":
+            server.close_connections("reset")
+            assert wait_until(lambda: agent.stats().closed)
+        raw = response.upgrade()
+        if how == "reset":
+            server.close_connections("reset")
+        if how != "closed":
+            with pytest.raises(ConnectionLost) as caught:
+                raw.recv()
+            caught.value.__traceback__ = None
+            del caught
+        raw.close()
+        agent.close()
+        del raw, response

@@ -486,7 +486,8 @@ class AsyncAgent:
             carrier.advanced()
             arrivals.advanced()
 
-        stream.listener = advanced
+        if not stream.over:
+            stream.listener = advanced
         return raw
 
     def _hang_up_stream(self, stream: Stream, reason: str) -> None:

@@ -170,7 +170,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
                 exchange.nudged = False
                 wake(exchange)
             if exchange.switched is not None:
-                exchange.switched.listener()
+                exchange.switched.tell()
 
     def _advance_handshake(self, waiting: asyncio.Future[None]) -> None:
         """Wake the dial at the end of the handshake, and when the tunnel is open: another deadline holds then."""
