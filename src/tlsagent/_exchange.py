@@ -286,7 +286,7 @@ class Exchange:
 
     def kept_back(self, now: float) -> None:
         """Note that nothing is handed on yet, though a connection was found: it is in doubt, or full."""
-        self.holding = self.continue_wait is not None
+        self.holding = bool(self.continue_wait)
         self._clock(now, self.timeouts.send)
 
     def progressed(self, now: float) -> None:
@@ -335,7 +335,7 @@ class Exchange:
             return None
         if now >= self.total_at:
             return self.total_timeout()
-        if self.holding:
+        if self.holding and self.request_sent:
             self.let_go()
             return None
         error, text = _TIMEOUT_ERRORS[self.phase]
@@ -421,20 +421,18 @@ class Exchange:
         """
         Whether the request may be sent again, once (RFC 9110, 9.2.2; RFC 9112, 9.3.1; RFC 9113, 8.7).
 
-        What the peer has certainly not processed may be, whatever it is. Else a reused connection that dies before the
-        first byte of a response has most likely been closed while idle: then the request is repeated, on a fresh
-        connection, if it is idempotent or nothing of it was sent. In any case its body must be to be had again.
+        What the peer has certainly not processed may be, whatever it is; so may what was lost before anything of it was
+        sent. Else a reused connection that dies before the first byte of a response has most likely been closed while
+        idle: then the request is repeated if it is idempotent. In both of the latter cases that is on a fresh
+        connection; in any case its body must be to be had again.
         """
-        if not self.repeatable:
+        if not self.repeatable or isinstance(self.error, Redirected):
             return isinstance(self.error, Redirected)
         if self.unprocessed:
             return True
-        return (
-            self.reused
-            and not self.received
-            and isinstance(self.error, ConnectionLost)
-            and (not self.request_sent or self.head.method in IDEMPOTENT)
-        )
+        if self.received or not isinstance(self.error, ConnectionLost):
+            return False
+        return not self.request_sent or (self.reused and self.head.method in IDEMPOTENT)
 
     def start_over(self) -> None:
         """Forget the failed attempt; `total` keeps running."""

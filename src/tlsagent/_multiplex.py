@@ -299,8 +299,9 @@ class Multiplex:
         exchange.high_water = self._high_water
         self.now = now
         if not self._streams and now >= self._heard_at + self._ping_interval:
-            self._engine.ping()
-            self._pinged_at = now
+            if not self._held:  # one PING for all: those that come later must not put off the verdict
+                self._engine.ping()
+                self._pinged_at = now
         elif not self._held and self._ready_for(stream):
             self._open(stream, now)
             return

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hyperframe.frame import GoAwayFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame
 from wire_peer import wait_until
 
-from tlsagent import AgentClosed, ConnectionLost, InactivityTimeout
+from tlsagent import AgentClosed, ConnectionLost, Http1Options, Http2Options, InactivityTimeout, SendTimeout, Timeouts
 from tlsagent._connection import Connection
 from tlsagent._drivers.aio_socket import SocketProtocol
 from tlsagent.testing import RawServer, Server
+from tlsagent.testing.frames import FramePeer
 from tlsagent.testing.scripted import RawPeer
 
 HTTP2 = ("h2", "http/1.1")
@@ -167,3 +170,142 @@ def test_connection_of_a_tunnel_is_freed(open_async_agent, how):
         raw.close()
         agent.close()
         del raw, response
+
+
+def serve(peer: FramePeer) -> None:
+    """Answer every request that has no body."""
+    while True:
+        peer.respond(peer.recv_request().stream_id)
+
+
+def test_requests_that_keep_coming_do_not_put_off_the_verdict(open_agent):
+    """
+    A connection whose peer fell silent while it was idle is lost `ping_timeout` after its first request, however many
+    more follow; they all get their answers from another.
+    """
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        if raw.number > 1:
+            serve(peer)
+        peer.respond(peer.recv_request().stream_id)
+        raw.wait_closed()
+
+    with RawServer(script, alpn_protocols=("h2",)) as server:
+        agent = open_agent(
+            ca=server.authority.ca_pem, max_sockets=1, http2=Http2Options(ping_interval=0.2, ping_timeout=0.6)
+        )
+        agent.request("GET", server.url)
+        time.sleep(0.3)
+
+        begun = time.monotonic()
+        requests = []
+        while not (requests and requests[0].done()) and time.monotonic() - begun < 5:
+            requests.append(agent.submit("GET", server.url))
+            time.sleep(0.2)
+        elapsed = time.monotonic() - begun
+
+        assert 0.5 < elapsed < 3
+        assert [request.result(5).status for request in requests] == [200] * len(requests)
+        agent.close()
+
+
+def test_request_of_which_nothing_was_sent_is_repeated(open_async_agent):
+    """
+    A request that was held back on a connection in doubt, which then proves to be dead, is sent on another, whatever its
+    method, though the connection had served nothing before.
+    """
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        if raw.number == 1:
+            raw.wait_closed()
+            return
+        request = peer.recv_request()
+        peer.recv(DataFrame)
+        peer.respond(request.stream_id)
+        raw.wait_closed()
+
+    with RawServer(script, alpn_protocols=("h2",)) as server:
+        agent = open_async_agent(ca=server.authority.ca_pem, http2=Http2Options(ping_interval=0.1, ping_timeout=0.3))
+        agent.preconnect(server.url)
+        time.sleep(0.2)
+
+        response = agent.request("POST", server.url, content=b"once")
+
+        assert (response.status, response.attempts, response.request_number) == (200, 2, 1)
+        agent.close()
+
+
+def in_doubt(answer: threading.Event, *, then: Any) -> Any:
+    """Return a script that answers one request and then the next PING once the test says so."""
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        peer.respond(peer.recv_request().stream_id)
+        ping = peer.recv(PingFrame)
+        assert answer.wait(5)
+        peer.send(PingFrame(0, ping.opaque_data, flags=["ACK"]))
+        then(peer)
+
+    return script
+
+
+def test_body_that_waits_for_nothing_follows_a_request_that_was_held_back(open_agent):
+    """
+    With a wait of 0 for a 100 (Continue), a body follows its head at once; also where the head itself had to wait.
+    """
+
+    def then(peer: FramePeer) -> None:
+        request = peer.recv_request()
+        assert peer.recv(DataFrame).data == b"body"
+        peer.respond(request.stream_id)
+        peer.raw.wait_closed()
+
+    answer = threading.Event()
+    with RawServer(in_doubt(answer, then=then), alpn_protocols=("h2",)) as server:
+        agent = open_agent(
+            ca=server.authority.ca_pem,
+            http1=Http1Options(expect_continue_wait=0),
+            http2=Http2Options(ping_interval=0.1, ping_timeout=5),
+        )
+        agent.request("GET", server.url)
+        time.sleep(0.2)
+
+        request = agent.submit("POST", server.url, content=b"body", expect_continue=True, timeouts=5)
+        answer.set()
+
+        assert request.result(5).status == 200
+        agent.close()
+
+
+def test_request_that_is_held_back_too_long_fails(open_agent):
+    """
+    `timeouts.send` holds for a request that is held back, also for one whose body is to wait for a 100 (Continue).
+    """
+
+    def then(peer: FramePeer) -> None:
+        with contextlib.suppress(Exception):
+            peer.raw.wait_closed()
+
+    answer = threading.Event()
+    with RawServer(in_doubt(answer, then=then), alpn_protocols=("h2",)) as server:
+        agent = open_agent(
+            ca=server.authority.ca_pem,
+            http1=Http1Options(expect_continue_wait=0.2),
+            http2=Http2Options(ping_interval=0.1, ping_timeout=5),
+        )
+        agent.request("GET", server.url)
+        time.sleep(0.2)
+
+        with pytest.raises(SendTimeout) as caught:
+            agent.request(
+                "POST", server.url, content=b"body", expect_continue=True, timeouts=Timeouts(send=0.3, total=3)
+            )
+
+        assert not caught.value.request_sent
+        answer.set()
+        agent.close()
