@@ -98,6 +98,9 @@ class ThreadsHarness:
     def close_idle(self) -> None:
         self.agent.close_idle()
 
+    def network_changed(self) -> None:
+        self.agent.network_changed()
+
     def stats(self) -> Any:
         return self.agent.stats()
 
@@ -215,6 +218,9 @@ class AsyncHarness:
 
     def close_idle(self) -> None:
         self.call(self.agent.close_idle)
+
+    def network_changed(self) -> None:
+        self.call(self.agent.network_changed)
 
     def stats(self) -> Any:
         return self.call(self.agent.stats)

@@ -309,3 +309,18 @@ def test_request_that_is_held_back_too_long_fails(open_agent):
         assert not caught.value.request_sent
         answer.set()
         agent.close()
+
+
+def test_network_change_turns_requests_away_from_a_connection_in_use(open_agent, h2_server):
+    """
+    After `network_changed` a shared connection finishes what it carries, and the next request takes another.
+    """
+    agent = open_agent(ca=h2_server.ca_pem)
+    with agent.stream("GET", h2_server.url + "/bytes/2000000") as response:
+        agent.network_changed()
+        other = agent.request("GET", h2_server.url + "/hello")
+        assert len(response.read()) == 2_000_000
+
+    assert other.connection.id != response.connection.id
+    assert agent.stats().closed == {"network_changed": 1}
+    assert agent.request("GET", h2_server.url + "/hello").connection.id == other.connection.id
