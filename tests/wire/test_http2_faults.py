@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 from wire_peer import wait_until
 
 from tlsagent import AgentClosed, ConnectionLost, Http1Options, Http2Options, InactivityTimeout, SendTimeout, Timeouts
@@ -324,3 +324,41 @@ def test_network_change_turns_requests_away_from_a_connection_in_use(open_agent,
     assert other.connection.id != response.connection.id
     assert agent.stats().closed == {"network_changed": 1}
     assert agent.request("GET", h2_server.url + "/hello").connection.id == other.connection.id
+
+
+def test_tunnel_takes_more_after_a_send_that_was_cancelled(open_async_agent):
+    """
+    A send that was cancelled while the windows were shut leaves its piece behind; the next one waits for that.
+    """
+    total = 8 << 20
+    received: list[int] = []
+    go_on = threading.Event()
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        tunnel = peer.recv_request().stream_id
+        peer.send(peer.headers(tunnel, (":status", "200")))
+        assert go_on.wait(5)
+        peer.send(WindowUpdateFrame(0, window_increment=total), WindowUpdateFrame(tunnel, window_increment=total))
+        while not (received and peer_ended):
+            frame = peer.recv(DataFrame)
+            received.append(len(frame.data))
+            if frame.data.endswith(b"end"):
+                peer_ended.append(True)
+        raw.wait_closed()
+
+    peer_ended: list[bool] = []
+    with RawServer(script, alpn_protocols=("h2",)) as server:
+        agent = open_async_agent(ca=server.authority.ca_pem)
+        raw = agent.open_stream("CONNECT", server.url).upgrade()
+
+        with pytest.raises(TimeoutError):
+            agent.run(asyncio.wait_for(raw.raw.send(bytes(100_000)), 0.2))
+        go_on.set()
+        agent.run(asyncio.wait_for(raw.raw.send(b"end"), 5))
+
+        assert wait_until(lambda: peer_ended)
+        assert sum(received) % 65_536 == len(b"end")
+        raw.close()
+        agent.close()

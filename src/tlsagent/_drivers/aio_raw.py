@@ -151,12 +151,16 @@ class AsyncRawConnection:
         view = memoryview(data).cast("B")
         loop = asyncio.get_running_loop()
         for at in range(0, len(view), PIECE):
+            await self._until_writable()  # a call that was cancelled may have left its last piece
             self._require_open()
             self._link.write(view[at : at + PIECE], loop.time())
             self._carrier.flush()
-            while (writable := self._carrier.writable) is not None:
-                await asyncio.shield(writable)
+            await self._until_writable()
         self._require_open()
+
+    async def _until_writable(self) -> None:
+        while (writable := self._carrier.writable) is not None:
+            await asyncio.shield(writable)
 
     async def recv(self, max_bytes: int = PIECE) -> bytes:
         """
