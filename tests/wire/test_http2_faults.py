@@ -213,8 +213,8 @@ def test_requests_that_keep_coming_do_not_put_off_the_verdict(open_agent):
 
 def test_request_of_which_nothing_was_sent_is_repeated(open_async_agent):
     """
-    A request that was held back on a connection in doubt, which then proves to be dead, is sent on another, whatever its
-    method, though the connection had served nothing before.
+    A request that was held back on a connection in doubt, which then proves to be dead, is sent on another: whatever
+    its method is, and though the connection had served nothing before.
     """
 
     def script(raw: RawPeer) -> None:
