@@ -50,6 +50,12 @@ class Coalescing:
             return None
         return connection
 
+    def forget(self, connection: Connection) -> None:
+        """Let go of a connection that was closed."""
+        for key, found in list(self._found.items()):
+            if found is connection:
+                self._found.pop(key, None)
+
     def find(self, plan: Plan, hosts: Iterable[str], candidates: Iterable[Connection]) -> Connection | None:
         """
         Return the connection that serves a plan whose name leads to some addresses, and keep it in mind. May call a
@@ -79,9 +85,11 @@ def _beside_the_name(key: PoolKey) -> tuple[object, object]:
 
 def _covers(info: Any, key: PoolKey) -> bool:
     """Whether a connection's certificate is good for the name of a key too."""
-    identity = key.identity
-    if not identity.reject_unauthorized or key.route.path is not None or key.route.socket is not None:
+    identity, route = key.identity, key.route
+    if not identity.reject_unauthorized:
         return False
+    if route.path is not None or route.socket is not None or route.proxy is not None:
+        return False  # what was looked up is not where the name leads
     check = identity.check_server_identity or check_server_identity
     try:
         answer = check(identity.verified_name, info.peer_certificate)

@@ -313,7 +313,7 @@ class AgentCore:
     def _redirect(self, plan: Plan, hosts: list[str]) -> None:
         """Have the requests of a plan use the connection of another origin, if there is one that will do."""
         assert self._coalescing is not None
-        roomy = (c for c in self._tally.living() if c.shared is not None and c.shared.carried < c.capacity)
+        roomy = filter(self.pool.has_room, self._tally.living())
         connection = self._coalescing.find(plan, hosts, roomy)
         if connection is not None:
             raise Redirected(f"{connection.plan.key.digest} will do")
@@ -447,7 +447,7 @@ class AgentCore:
                 assert cause is not None
                 exchange: Exchange = cause.user
                 dial = effect.attempt.user = Dial(exchange.plan, exchange.timeouts, effect.attempt)
-                if self._coalescing is not None:
+                if self._coalescing is not None and not exchange.attempts:
                     dial.on_resolved = functools.partial(self._redirect, exchange.plan)
             elif type(effect) is Refuse:
                 if effect.error in told and isinstance(effect.error, TLSAgentError):
@@ -573,6 +573,8 @@ class AgentCore:
         timer, connection.timer = connection.timer, None
         if timer is not None:
             self._timers.discard(timer)
+        if self._coalescing is not None:
+            self._coalescing.forget(connection)
         return self._tally.closed(connection, reason)
 
     @property

@@ -186,15 +186,21 @@ class Pool(Generic[C]):
 
     def join(self, connection: C, now: float, *, user: Any = None) -> Lease[C] | None:
         """Reserve a certain shared connection, whatever its key, for one exchange; None if it has no room."""
-        slot = self._slots.get(connection)
-        if self._closed or slot is None or slot.leases is None or len(slot.leases) >= slot.capacity:
+        if self._closed or not self.has_room(connection):
             return None
+        slot = self._slots[connection]
         idle = slot in self._idle
+        if idle and slot.expires_at <= now:
+            self._evict(slot, "free_socket_timeout")
+            return None
         if idle:
-            if slot.expires_at <= now:
-                return None
             self._unpark(slot)
         return self._lease(slot, idle, user)
+
+    def has_room(self, connection: C) -> bool:
+        """Return whether a certain shared connection takes a further exchange. Changes nothing, and needs no lock."""
+        slot = self._slots.get(connection)
+        return slot is not None and slot.leases is not None and len(slot.leases) < slot.capacity
 
     def release(
         self, lease: Lease[C], now: float, *, reusable: bool, reason: str = "not_reusable", idle_for: float = inf

@@ -1514,6 +1514,40 @@ def test_shared_request_costs_the_same_among_ten_thousand():
     assert calls_of_a_shared_request(leases=10_000, waiters=10_000) == alone
 
 
+# -- A certain connection
+
+
+def test_certain_connection_is_joined_while_it_has_room():
+    """Whoever asks for a certain connection gets a lease of it, idle or not, as long as it has room."""
+    pool = Pool[str]()
+    [held] = share(pool, "c", 2)
+    pool.release(held, 0.0, reusable=True)
+    idle(pool, "unshared", key=B)
+
+    assert pool.has_room("c")
+    leases = [pool.join("c", 1.0), pool.join("c", 1.0)]
+
+    assert [(lease.connection, lease.key, lease.from_idle) for lease in leases] == [("c", A, True), ("c", A, False)]
+    assert not pool.has_room("c")
+    assert [pool.join(name, 1.0) for name in ("c", "unshared", "unknown")] == [None] * 3
+    pool.release(leases[0], 2.0, reusable=True)
+    pool.drain("c", 2.0, "goaway")
+    assert not pool.has_room("c")
+    assert pool.join("c", 2.0) is None
+
+
+def test_connection_that_was_idle_for_too_long_is_closed_when_it_is_asked_for():
+    """A certain connection that has expired is not given out, and is closed: nobody is to find it again."""
+    pool = Pool[str](free_socket_timeout=5.0)
+    [held] = share(pool, "c", 2)
+    pool.release(held, 0.0, reusable=True)
+
+    assert pool.join("c", 5.0) is None
+
+    assert pool.effects() == [Close("c", "free_socket_timeout")]
+    assert pool.keys() == []
+
+
 # -- Mending what an exception tore
 
 

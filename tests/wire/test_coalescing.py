@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from proxy_peer import ProxyServer
+from wire_peer import wait_until
 
 from tlsagent import Http2Options
 from tlsagent.errors import CertificateNameError
-from tlsagent.testing import Server
+from tlsagent.testing import RawServer, Server
 from tlsagent.testing.authority import default_credentials
+from tlsagent.testing.frames import FramePeer
+from tlsagent.testing.scripted import RawPeer
 
 HTTP2 = ("h2", "http/1.1")
 COALESCE = Http2Options(coalesce=True)
@@ -208,3 +213,64 @@ def test_many_at_once_find_the_connection(open_agent, both_names):
 
     assert {future.result().status for future in futures} == {200}
     assert both_names.stats.connections == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_names_behind_a_proxy_are_kept_apart(open_agent, both_names, scheme):
+    """
+    Through a proxy nobody knows where a name leads: the address that was looked up is the proxy's.
+    """
+    with ProxyServer(scheme, names={"a.test": "127.0.0.1", "b.test": "127.0.0.1"}) as proxy:
+        agent = open_agent(
+            ca=both_names.ca_pem, lookup=Names(), http2=COALESCE, proxy=f"{scheme}://127.0.0.1:{proxy.port}"
+        )
+
+        ids = {agent.request("GET", url(both_names, name)).connection.id for name in "ab"}
+        agent.close()
+
+    assert len(ids) == 2
+
+
+def test_connection_that_was_idle_for_too_long_is_not_found(open_agent, both_names):
+    """
+    A connection whose idle time is over, though nobody has closed it yet, is not looked for again and again.
+    """
+    names = Names()
+    agent = open_agent(ca=both_names.ca_pem, lookup=names, http2=COALESCE, free_socket_timeout=0.1)
+    first = agent.request("GET", url(both_names, "a"))
+    time.sleep(0.2)
+
+    second = agent.request("GET", url(both_names, "b"), timeouts=5)
+
+    assert second.connection.id != first.connection.id
+    assert names.asked.count("b.test") <= 2
+    assert wait_until(lambda: agent.stats().closed["free_socket_timeout"] >= 1)
+
+
+def test_retry_gets_a_connection_of_its_own(open_agent):
+    """
+    A request that failed on its origin's own connection is sent again on a new one of that, though another's would do.
+    """
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        while request := peer.recv_request():
+            peer.respond(request.stream_id)
+            if raw.number == 2:
+                peer.recv_request()
+                raw.close_abruptly()
+                return
+
+    with RawServer(script, names=("a.test", "b.test"), alpn_protocols=("h2",)) as server:
+        a, b = (f"https://{name}.test:{server.port}" for name in "ab")
+        agent = open_agent(ca=server.authority.ca_pem, lookup=Names(), http2=COALESCE)
+        agent.preconnect(a)
+        agent.preconnect(b)
+        ids = [agent.request("GET", url).connection.id for url in (a, b)]
+
+        response = agent.request("GET", b)
+
+        assert len({*ids, response.connection.id}) == 3
+        assert (response.status, response.attempts) == (200, 2)
+        agent.close()

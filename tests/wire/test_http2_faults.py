@@ -18,6 +18,7 @@ from tlsagent import AgentClosed, ConnectionLost, Http1Options, Http2Options, In
 from tlsagent._connection import Connection
 from tlsagent._drivers.aio_socket import SocketProtocol
 from tlsagent.testing import RawServer, Server
+from tlsagent.testing.authority import default_credentials
 from tlsagent.testing.frames import FramePeer
 from tlsagent.testing.scripted import RawPeer
 
@@ -355,10 +356,32 @@ def test_tunnel_takes_more_after_a_send_that_was_cancelled(open_async_agent):
 
         with pytest.raises(TimeoutError):
             agent.run(asyncio.wait_for(raw.raw.send(bytes(100_000)), 0.2))
+        again = asyncio.run_coroutine_threadsafe(raw.raw.send(b"end"), agent.loop)
+        agent.run(asyncio.sleep(0))
         go_on.set()
-        agent.run(asyncio.wait_for(raw.raw.send(b"end"), 5))
+        again.result(5)
 
         assert wait_until(lambda: peer_ended)
         assert sum(received) % 65_536 == len(b"end")
         raw.close()
         agent.close()
+
+
+def test_coalesced_connection_is_freed(open_async_agent):
+    """
+    A connection that another origin used too is kept by nobody once it is closed.
+    """
+    with (
+        without_collection(),
+        Server(credentials=default_credentials(("a.test", "b.test")), alpn_protocols=HTTP2) as both,
+    ):
+        agent = open_async_agent(
+            ca=both.ca_pem, http2=Http2Options(coalesce=True), lookup=lambda host, family: ["127.0.0.1"]
+        )
+        for name in "ab":
+            agent.request("GET", f"https://{name}.test:{both.port}/hello")
+
+        agent.close_idle()
+
+        assert agent.stats().opened == 1
+        assert wait_until(lambda: sum(type(thing) is Connection for thing in gc.get_objects()) == 0)
