@@ -362,6 +362,7 @@ class Simulation:
             exchange.awaiting = Awaiting.BODY
             handle.response = SimulatedStream(self, exchange)
         if handle.done:
+            handle._pieces = None
             self._waiting.pop(exchange, None)
 
     def _give_up(self, handle: SimulatedRequest) -> None:
