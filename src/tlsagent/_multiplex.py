@@ -588,6 +588,7 @@ class Multiplex:
             own = own_copy(error)
             if isinstance(own, TLSAgentError):
                 stream.error = own
+            exchange.unprocessed = not stream.id and isinstance(own, ConnectionLost)
             exchange.fail(own, now)
         # Its streams are what would tie engine and connection into a cycle.
         self._engine.receive_eof(False, now, self)

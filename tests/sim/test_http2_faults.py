@@ -589,22 +589,28 @@ def test_request_waits_for_a_sign_of_life(method):
     assert len(sim.peers) == 1
 
 
-def test_request_that_waited_for_a_dead_connection_goes_elsewhere():
-    """If no sign of life comes, whatever waited for it is safe to repeat."""
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("end", ["silence", "eof", "reset"])
+def test_request_that_waited_for_a_dead_connection_goes_elsewhere(served, end):
+    """If no sign of life comes, whatever waited for it is safe to repeat, also if it had been the first there."""
     options = Http2Options(ping_interval=10, ping_timeout=4)
     sim = Simulation(server=http2(), http2=options)
-    link = warm(sim, served=True)
+    link = warm(sim, served=served)
     link.down.held = True
     sim.advance(20)
 
     handles = [sim.request("POST", URL, content=content) for content in (b"x", b"x" * 70_000, iter([b"x"]))]
+    if end != "silence":
+        FAULTS["eof" if end == "eof" else "reset of the connection"](link.peer)
+        link.down.held = False
     sim.advance(4.1)
     sim.run_until_idle()
 
     assert link.closed
     assert [handle.response.attempts for handle in handles[:2]] == [2, 2]
-    assert handles[2].error.code == "ERR_TLSAGENT_PING_TIMEOUT"
-    assert len(link.peer.requests) == 1
+    assert isinstance(handles[2].error, ConnectionLost)
+    assert not handles[2].error.request_sent
+    assert len(link.peer.requests) == served
     nothing_is_left(sim)
 
 
