@@ -1,4 +1,5 @@
-# `make demo` and `make test` need python3 >= 3.11 with its venv module, and make. Everything else goes into .venv.
+# `make demo` and `make test` need python3 >= 3.11 with its venv module, and make; `make test` also openssl and, where
+# there is no apt-get, nginx and nghttpd. Everything else goes into .venv and .peers.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ SOURCES = $(shell find src -name '*.py') src/tlsagent/py.typed pyproject.toml RE
 
 # The steps of `make test` share the checkout and two of them measure time: one after the other.
 .NOTPARALLEL:
-.PHONY: demo test bench soak lint types imports tests wheel pythons pkcs11 docs clean
+.PHONY: demo test bench soak lint types imports tests peers wheel pythons pkcs11 docs clean
 
 demo: $(READY)
 	$(BIN)/tlsagent demo
@@ -26,11 +27,15 @@ types: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports
 
-tests: $(READY)
+tests: $(READY) peers
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# nginx and nghttpd for tests/interop: those of the system, or Debian's packages unpacked into .peers. Cheap when done.
+peers:
+	.ci/peers
 
 # Wheel and sdist, and a request by the wheel from a place where the checkout cannot be imported.
 wheel: dist/.checked
@@ -74,4 +79,4 @@ docs: $(READY)
 	$(BIN)/python docs/make_options.py
 
 clean:
-	rm -rf .venv .venv-3.* dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-3.* .peers dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
