@@ -441,7 +441,12 @@ def _no_request_in(case: Case, difference: Difference) -> bool:
 
 
 def _alpn_heeded(case: Case, difference: Difference) -> bool:
-    heeded = [name for name in case.starts if case.code(name) == "ERR_TLSAGENT_ALPN"]
+    heeded = [
+        name
+        for name in case.starts
+        if case.code(name) in ("ERR_TLSAGENT_ALPN", "ERR_HTTP2_SESSION_ERROR")
+        or case.here["requests"][name].get("alpn") == "h2"
+    ]
     if difference.request is not None:
         return difference.request in heeded
     return bool(heeded) and difference.shape in SHARING
@@ -449,7 +454,7 @@ def _alpn_heeded(case: Case, difference: Difference) -> bool:
 
 def _alpn_by_default(case: Case, difference: Difference) -> bool:
     offers = any("ALPNProtocols" in server for server in case.scenario["servers"].values())
-    return offers and difference.shape == "alpn" and difference.here == "http/1.1"
+    return offers and difference.shape == "alpn" and difference.here in ("h2", "http/1.1")
 
 
 def _option_refused(case: Case, difference: Difference) -> bool:
@@ -522,10 +527,10 @@ RULES: Final = (
     Rule("section h, CN fallback", "RFC 9525: no common name, no partial wildcard", _stricter_names),
     Rule("section f", "a refused certificate is told to the server by an alert", _refused_in_the_handshake),
     Rule("section f", "a protocol error has OpenSSL's reason as its code, always", _reason_in_place_of_errno),
-    Rule("section h, ALPN result", "a protocol that is not spoken ends the handshake", _alpn_heeded),
+    Rule("section h, ALPN result", "what ALPN chose is spoken, or the connection ends", _alpn_heeded),
     Rule(
-        "SUPPORT ALPNProtocols", "http/1.1 is offered where nothing is said",
-        _alpn_by_default, ("ALPNProtocols", "http/1.1 is offered"),
+        "SUPPORT ALPNProtocols", "h2 and http/1.1 are offered where nothing is said",
+        _alpn_by_default, ("ALPNProtocols", "h2 and http/1.1 are offered"),
     ),
     Rule("section h, Validate; SUPPORT", "careless values are refused", _option_refused),
 )  # fmt: skip

@@ -1,8 +1,9 @@
 """
 The servers of a scenario: HTTP/1.1 over TLS as Node's server would speak it, with the faults that a query asks for.
 
-TLS is the standard library's, in the loop of the replay; HTTP is read and written by hand here, so that a client's
-mistake meets no library of the client's own. What a server saw is kept in `Record`s: the other side of the wire.
+TLS is the standard library's, in the loop of the replay; HTTP/1.1 is read and written by hand here, so that a client's
+mistake meets no library of the client's own, and HTTP/2 by h2. What a server saw is kept in `Record`s: the other side
+of the wire.
 
 The query of a request: delay, status, conn, ka, chunked, eof, trunc, double, poison, end_after, rst_after, destroy,
 rst, early; `meta.server` of the file says what each does.
@@ -23,6 +24,10 @@ import tempfile
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived
+from h2.exceptions import ProtocolError
 from tests.pooling.material import Unknown, authority, common_name, server_credentials
 
 from tlsagent.testing import ClientHello, Credentials
@@ -33,8 +38,6 @@ _KNOWN_QUERY = {
     "id", "delay", "status", "conn", "ka", "chunked", "eof", "trunc", "double", "poison", "end_after", "rst_after",
     "destroy", "rst", "early",
 }  # fmt: skip
-_H2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-_H2_GOAWAY = b"\0\0\x08\7\0\0\0\0\0" + b"\0\0\0\0" + b"\0\0\0\1"  # PROTOCOL_ERROR
 
 
 @dataclasses.dataclass
@@ -285,9 +288,21 @@ class _Link(asyncio.Protocol):
     # --- HTTP ---
 
     async def _serve_h2(self) -> None:
-        self._send(_H2_SETTINGS)
-        await self._some()
-        self._send(_H2_GOAWAY)
+        http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        http.initiate_connection()
+        with contextlib.suppress(EOFError, ProtocolError):
+            while True:
+                self._send(http.data_to_send())
+                await self._some()
+                data, self._buffer = self._buffer, b""
+                for event in http.receive_data(data):
+                    if isinstance(event, RequestReceived):
+                        headers = dict(event.headers)
+                        self._note(dict(parse_qsl(urlsplit(headers[":path"]).query))["id"])
+                        body = self._report({"host": headers[":authority"]})
+                        http.send_headers(event.stream_id, [(":status", "200")])
+                        http.send_data(event.stream_id, body, end_stream=True)
+        self._send(http.data_to_send())
         self._end()
 
     async def _serve(self) -> None:
