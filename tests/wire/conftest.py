@@ -3,7 +3,8 @@ One harness for both drivers and both versions of HTTP: a test runs with `Agent`
 uvloop, and if it talks to a server of ours (`server`, `shared_server`, `gated_server`, `new_server`) with HTTP/1.1 and
 with HTTP/2. Where both differ by design the test asks for `protocol` and states both. What is HTTP/1.1's alone says so:
 by its peer, which is scripted in bytes of HTTP/1.1 (`open_peer`), or by the marker `http1` with a reason. What is
-HTTP/2's alone has the marker `http2`, and runs on one event loop.
+HTTP/2's alone has the marker `http2`, and runs on one event loop; what is about TLS, below HTTP, has the marker `tls`,
+and runs with HTTP/2 on one driver.
 
 Tests marked `framing`, in which it matters how HTTP is read, run with the slower engines too: h11 and h2.
 
@@ -58,6 +59,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif not SERVERS & used or "open_peer" in used or metafunc.definition.get_closest_marker("http1"):
         protocols = protocols[:1]
     variants = [Variant(driver, protocol) for protocol in protocols for driver in drivers]
+    if metafunc.definition.get_closest_marker("tls"):
+        variants = variants[: len(drivers) + 1]
     if metafunc.definition.get_closest_marker("framing"):
         # Engines do not see what drives them: twice is enough.
         slower = {"HTTP/1.1": "h11", "HTTP/2": "h2"}

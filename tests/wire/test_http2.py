@@ -325,6 +325,19 @@ def test_upload_keeps_to_the_windows(open_agent, open_frames):
     assert [sizes.get(timeout=5) for _ in range(3)] == [10, 17, 100]
 
 
+def test_echo_that_is_streamed_flows_both_ways(open_agent, server):
+    """
+    A response that begins before the request is sent is kept meanwhile: neither side waits for the other's windows.
+    """
+    agent = open_agent(ca=server.ca_pem, http2=Http2Options(stream_window=65_536))
+    body = bytes(range(256)) * 8_192
+
+    with agent.stream("POST", server.url + "/echo", content=iter([body, body]), timeouts=10) as response:
+        assert response.read() == body * 2
+
+    assert agent.request("GET", server.url + "/hello").reused
+
+
 def test_window_that_stays_shut_costs_its_own_request(open_agent, open_frames):
     """
     An upload for which the peer makes no room fails after `send` seconds and is reset; others run on.
@@ -720,6 +733,96 @@ def test_connection_that_dies_fails_each_request_by_itself(open_agent, open_fram
     assert {error.phase for error in errors} <= {"wait", "receive"}
     assert agent.request("GET", server.url, timeouts=5).request_number == 1
     assert (agent.stats().opened, agent.stats().active, agent.stats().idle) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("leave", ["goaway", "close", "close_without_notify", "close_abruptly"])
+def test_connection_that_went_while_it_was_idle_costs_no_request(open_agent, open_frames, leave):
+    """
+    A connection that its server has ended between two requests is not used: the next one has another, and no retry.
+    """
+    gone = threading.Event()
+
+    def script(peer: FramePeer) -> None:
+        if peer.raw.number > 1:
+            well_behaved(peer)
+        peer.greet()
+        peer.respond(peer.recv_request().stream_id, b"first")
+        assert leaving.wait(5)
+        if leave == "goaway":
+            peer.send(GoAwayFrame(0, last_stream_id=1))
+        else:
+            getattr(peer.raw, leave)()
+        gone.set()
+        if leave == "goaway":
+            assert peer.raw.wait_closed() == "close_notify"
+
+    leaving = threading.Event()
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem, max_sockets=1)
+    assert agent.request("GET", server.url).content == b"first"
+    leaving.set()
+    assert gone.wait(5)
+    if agent.driver != "threads":  # an event loop hears of it by itself, a thread when it looks
+        assert wait_until(lambda: agent.stats().idle == 0)
+
+    response = agent.request("POST", server.url, content=b"x", timeouts=5)
+
+    assert (response.content, response.attempts, response.reused) == (b"ok", 1, False)
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_connection_that_closes_as_the_request_arrives(open_agent, open_frames, method):
+    """
+    On a connection that served before, an idempotent request is sent once more elsewhere; any other fails and says so.
+    """
+
+    def script(peer: FramePeer) -> None:
+        if peer.raw.number > 1:
+            well_behaved(peer)
+        peer.greet()
+        peer.respond(peer.recv_request().stream_id, b"first")
+        peer.recv_request()
+
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem, max_sockets=1)
+    assert agent.request("GET", server.url).content == b"first"
+
+    if method == "GET":
+        response = agent.request("GET", server.url, timeouts=5)
+        assert (response.content, response.attempts) == (b"ok", 2)
+    else:
+        with pytest.raises(ConnectionLost) as caught:
+            agent.request("POST", server.url, content=b"x", timeouts=5)
+        assert (caught.value.reused, caught.value.request_sent) == (True, True)
+        assert agent.request("POST", server.url, content=b"x", timeouts=5).content == b"ok"
+
+
+@pytest.mark.parametrize("status", [200, 413])
+def test_final_response_while_the_upload_runs(open_agent, open_frames, status):
+    """
+    A whole response ends the upload, whatever it says: it is delivered, the stream reset with NO_ERROR, and the
+    connection serves on.
+    """
+    got: queue.Queue[Any] = queue.Queue()
+
+    def script(peer: FramePeer) -> None:
+        peer.greet()
+        request = peer.recv_request()
+        peer.recv(DataFrame)
+        peer.respond(request.stream_id, b"enough", status=status)
+        got.put(peer.recv(RstStreamFrame).error_code)
+        answer(peer)
+
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem)
+
+    response = agent.request("POST", server.url, content=iter([bytes(30_000)] * 100), timeouts=5)
+
+    assert (response.status, response.content) == (status, b"enough")
+    assert got.get(timeout=5) == 0
+    assert agent.request("GET", server.url, timeouts=5).reused
+    assert server.connections == 1
 
 
 # --- Messages ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from tls_support import CLIENT_AUTH, Issued, crl, encrypted, issue
 from tlsagent import CertificateError, HandshakeError, OptionError
 from tlsagent.testing import Server
 
+pytestmark = pytest.mark.tls
+
 ROOT = issue("root of forms", ca=True)
 OTHER_ROOT = issue("another root of forms", ca=True)
 MIDDLE = issue("intermediate of forms", by=ROOT, ca=True)

@@ -51,6 +51,8 @@ from tlsagent._identity import KEY_TABLE
 from tlsagent.testing import ClientHello, Server, default_authority
 from tlsagent.testing._hello import SUPPORTED_VERSIONS
 
+pytestmark = pytest.mark.tls
+
 ROOT = issue("more root", ca=True)
 OTHER_ROOT = issue("another root", ca=True)
 MIDDLE = issue("more intermediate", by=ROOT, ca=True)

@@ -17,6 +17,8 @@ from wire_peer import OK, PeerConnection
 from tlsagent import CertificateError, OptionTypeError, events
 from tlsagent.testing import Authority
 
+pytestmark = pytest.mark.tls
+
 KINDS: dict[str, dict[str, Any]] = {
     "TLS 1.2, ticket": {"max_version": "TLSv1.2"},
     "TLS 1.2, session id": {"max_version": "TLSv1.2", "session_ids": True},

@@ -11,6 +11,8 @@ from tls_support import BAD_CHAINS, DAY, NOW, VERSIONS, bad_chain, hello_of, iss
 
 from tlsagent import CertificateError, CertificateNameError, OptionTypeError
 
+pytestmark = pytest.mark.tls
+
 # --- Bad certificates -------------------------------------------------------------------------------------------------
 
 
