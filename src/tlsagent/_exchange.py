@@ -426,7 +426,7 @@ class Exchange:
         idle: then the request is repeated if it is idempotent. In both of the latter cases that is on a fresh
         connection; in any case its body must be to be had again.
         """
-        if not self.repeatable or isinstance(self.error, Redirected):
+        if not self.repeatable or self.started_at is None:  # the repetition itself did not find a connection
             return isinstance(self.error, Redirected)
         if self.unprocessed:
             return True

@@ -10,6 +10,7 @@ from h2.exceptions import ProtocolError
 from tlsagent import Http2Options, Timeouts
 from tlsagent.errors import (
     AgentClosed,
+    ConnectError,
     ConnectionLost,
     InactivityTimeout,
     LocalProtocolError,
@@ -252,6 +253,33 @@ def test_what_was_not_processed_is_told_where_it_cannot_be_repeated(why):
 
     assert finish(sim, handle).error.code == "ERR_HTTP2_GOAWAY_SESSION"
     assert handle.exchange.attempts == 1
+
+
+@pytest.mark.parametrize("end", ["refused", "queue", "closed"])
+def test_repetition_that_finds_no_connection(end):
+    """Where what was not processed is to be repeated and cannot even be begun, that is the end of it."""
+    sim = Simulation(server=http2(silent), max_sockets=1, timeouts=Timeouts(queue=5, response=None))
+    warm(sim)
+    handle, other = sim.request("POST", URL), sim.request("GET", URL)
+    sim.run_until_idle()
+    peer = sim.peers[0]
+    if end == "refused":
+        sim.network.refusing.add("a.test")
+        peer.http2.goaway(0)
+    elif end == "queue":
+        peer.http2.settings({MAX_CONCURRENT_STREAMS: 1})
+        sim.run_until_idle()
+        peer.http2.reset(peer.requests[0], REFUSED_STREAM)
+    else:
+        sim.core.pool.close(sim.now)
+        peer.http2.reset(peer.requests[0], REFUSED_STREAM)
+    sim.advance(6)
+
+    kind = {"refused": ConnectError, "queue": PoolTimeout, "closed": AgentClosed}[end]
+    assert isinstance(handle.error, kind)
+    assert handle.exchange.attempts == 1
+    assert sim.network.opened.total() == (2 if end == "refused" else 1)
+    assert other.done is (end == "refused")
 
 
 def test_refused_a_second_time():

@@ -13,13 +13,16 @@ from tlsagent._core import AgentCore
 from tlsagent._exchange import HIGH_WATER, Awaiting, Timings, closed_error
 from tlsagent.errors import (
     AgentClosed,
+    ConnectError,
     ConnectionLost,
     HandshakeError,
     LocalProtocolError,
+    PoolTimeout,
     ReadTimeout,
     RemoteProtocolError,
     ResponseTimeout,
     SendTimeout,
+    StreamReset,
     TotalTimeout,
 )
 
@@ -531,3 +534,89 @@ def test_timings_before_the_end():
     assert phases(subject.timings()) == {"queue": 0.0, "send": 0.0}
     assert phases(begun().timings()) == {"queue": 0.0}
     assert repr(subject.timings()) == "Timings(queue=0.000000, send=0.000000)"
+
+
+def unprocessed(method="POST", *, error=None, received=False, **arguments):
+    subject = begun(method, number=1, **arguments)
+    subject.sent(0.0)
+    subject.received = received
+    subject.unprocessed = True
+    subject.fail(error or StreamReset("refused", error_code=7), 1.0)
+    return subject
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+@pytest.mark.parametrize("error", [ConnectionLost("goaway"), StreamReset("refused", error_code=7)])
+@pytest.mark.parametrize("received", [False, True])
+def test_what_was_certainly_not_processed_is_repeated(method, error, received):
+    """Whatever the method, on a new connection too, and behind a 1xx; any connection will do (RFC 9113, 8.7)."""
+    subject = unprocessed(method, error=error, received=received)
+
+    assert subject.may_retry
+    subject.start_over()
+    assert not subject.wants_fresh
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [unprocessed(content=iter([b"x"])), unprocessed(retry=False)],
+    ids=["one-shot", "off"],
+)
+def test_what_was_not_processed_and_cannot_be_repeated(subject):
+    """A body that can be read once, or retry=False, leaves it at that."""
+    assert not subject.may_retry
+
+
+@pytest.mark.parametrize("error", [PoolTimeout("full"), ConnectError("refused"), AgentClosed("closed")])
+def test_repetition_that_does_not_begin_is_the_last(error):
+    """A request whose second attempt found no connection is not tried for ever."""
+    subject = unprocessed()
+    subject.start_over()
+
+    subject.fail(error, 2.0)
+
+    assert subject.attempts == 1
+    assert not subject.may_retry
+
+
+def test_second_attempt_that_was_not_processed_either_is_final():
+    """A request is repeated once."""
+    subject = unprocessed()
+    subject.start_over()
+    subject.begin(INFO, 1, 2.0)
+    subject.fail(StreamReset("refused", error_code=7), 3.0)
+
+    assert subject.attempts == 2
+    assert not subject.may_retry
+
+
+def test_what_may_have_been_processed_wants_a_new_connection():
+    """A stale connection may have brothers; one that refused has done nothing wrong."""
+    subject = lost()
+    subject.start_over()
+
+    assert subject.wants_fresh
+
+
+def test_high_water_is_that_of_its_connection():
+    """What may wait for its consumer depends on the window; a new attempt begins with what HTTP/1.1 allows."""
+    subject = receiving()
+    subject.awaiting = Awaiting.BODY
+    subject.high_water = 10
+
+    subject.body_received(b"x" * 10)
+    assert not subject.paused
+    subject.body_received(b"x")
+
+    assert (subject.paused, subject.deadline) == (True, inf)
+    subject.start_over()
+    assert subject.high_water == HIGH_WATER
+
+
+def test_what_is_kept_back_has_a_time_to_be_sent():
+    """A request that waits on its connection is not sent, and overdue like one that the peer does not take."""
+    subject = begun(expect_continue=True, content=b"x")
+
+    subject.kept_back(1.0)
+
+    assert (subject.holding, subject.request_sent, subject.deadline, subject.phase) == (True, False, 6.0, "send")
