@@ -514,6 +514,19 @@ def test_streams_share_the_window_of_the_connection(server):
     assert [len(answer.body) for answer in answers] == [60_000] * 3
 
 
+def test_a_reset_in_one_breath_with_a_window_is_no_fault(server):
+    """A stream that is reset in the bytes in which a window opens is passed over, and the others go on."""
+    with Client(server, window=10**6, acknowledge=False) as client:
+        client.ready()
+        given_up, other = (client.open("/bytes/90000") for _ in range(2))
+        client.until(lambda: sum(len(a.body) for a in client.answers.values()) == 65_535)
+        client.h2.increment_flow_control_window(200_000)
+        client.h2.reset_stream(given_up, ErrorCodes.CANCEL)
+        client.flush()
+
+        assert len(client.finish(other)[0].body) == 90_000
+
+
 def test_a_window_opened_by_settings_lets_responses_go_on(server):
     """A new SETTINGS_INITIAL_WINDOW_SIZE reaches the streams that are open."""
     with Client(server, window=0) as client:

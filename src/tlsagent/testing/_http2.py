@@ -36,7 +36,7 @@ from h2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 
@@ -242,7 +242,14 @@ class H2Floor:
         # A frame for each in turn: the connection's window is for all.
         waiting = [stream for stream in self._streams.values() if stream.waits]
         while waiting:
-            waiting = [stream for stream in waiting if stream.send_some()]
+            waiting = [stream for stream in waiting if self._may_go_on(stream)]
+
+    @staticmethod
+    def _may_go_on(stream: _Stream) -> bool:
+        try:
+            return stream.send_some()
+        except StreamClosedError:  # a reset came in the same bytes, and is told next
+            return False
 
     def _ping_answered(self, event: PingAckReceived) -> None:
         if event.ping_data == _FAREWELL and not self._departing:
