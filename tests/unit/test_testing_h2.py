@@ -676,6 +676,25 @@ def test_a_reset_frees_an_application_that_waits_for_a_window():
         assert ended.wait(5)
 
 
+def test_a_window_and_a_reset_in_one_breath():
+    """A stream that is reset right after its window was opened sends no more, and the connection lives on."""
+
+    async def app(scope, receive, send):
+        await start(send)
+        await body(send, bytes(100))
+
+    with Server(app=app, alpn_protocols=H2) as server, Client(server, window=0) as client:
+        client.ready()
+        number = client.open()
+        client.until(lambda: client.answers[number].status == 200)
+        client.h2.increment_flow_control_window(100, number)
+        client.h2.reset_stream(number, ErrorCodes.CANCEL)
+        client.flush()
+
+        other = client.open()
+        client.until(lambda: client.answers[other].status == 200)
+
+
 def test_the_demo_resets_streams_on_request(server):
     """/reset answers by RST_STREAM, /cut does so in mid-body, with any code; the connection is none the worse."""
     with Client(server) as client:

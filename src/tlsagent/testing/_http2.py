@@ -119,6 +119,8 @@ class H2Floor:
             for event in events:
                 if handle := _HANDLERS.get(type(event)):
                     handle(self, event)
+            if any(isinstance(event, WindowUpdated | RemoteSettingsChanged) for event in events):
+                self._windows_changed()  # last: a stream that was reset in the same breath sends no more
         finally:
             self._receiving = False
         self._flush()
@@ -238,7 +240,7 @@ class H2Floor:
         stream.abandon()
         self._close_if_done()
 
-    def _windows_changed(self, _event: WindowUpdated | RemoteSettingsChanged) -> None:
+    def _windows_changed(self) -> None:
         # A frame for each in turn: the connection's window is for all.
         waiting = [stream for stream in self._streams.values() if stream.waits]
         while waiting:
@@ -514,8 +516,6 @@ _HANDLERS: Final[dict[type[Event], Callable[[H2Floor, Any], None]]] = {
     TrailersReceived: H2Floor._trailers_received,
     StreamEnded: H2Floor._stream_ended,
     StreamReset: H2Floor._stream_reset,
-    WindowUpdated: H2Floor._windows_changed,
-    RemoteSettingsChanged: H2Floor._windows_changed,
     PingAckReceived: H2Floor._ping_answered,
     ConnectionTerminated: H2Floor._client_goes_away,
 }
