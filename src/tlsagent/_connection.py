@@ -407,6 +407,8 @@ class Connection:
 
     def check_idle(self, now: float) -> None:
         """Close it if it was silent for too long; asked before it is used again too, since a timer may be late."""
+        if self.shared is not None and self.shared.busy:
+            return  # another exchange was faster, and it is not idle any more
         if self._inactivity is not None and now >= self._last_activity + self._inactivity:
             self.close("timeout")
         elif now >= self._retires_at:
@@ -496,6 +498,8 @@ class Connection:
     def credit(self, exchange: Exchange) -> None:
         """Take note that the body of an exchange was read so far: the peer of a shared connection may send more."""
         stream = exchange.stream
+        if stream is None:
+            return
         stream.read(exchange.deadline)
         if stream.over and not stream.owed:
             exchange.stream = None
@@ -520,6 +524,15 @@ class Connection:
         if most is None:
             return shared.capacity
         return min(shared.capacity, shared.carried + max(0, most - self.requests))
+
+    def tell_anew(self) -> None:
+        """Have `take_news` say all once more: what it said last may have been lost."""
+        self._told_capacity = -1
+
+    def take_sessions(self) -> list[Session]:
+        """Return the TLS sessions that came, which are news."""
+        sessions, self.sessions = self.sessions, []
+        return sessions
 
     def take_news(self, now: float) -> News | None:
         """Return what a shared connection has to say to the agent, None if that is nothing new."""

@@ -395,10 +395,18 @@ class AgentCore:
         if connection.dead is not None:
             self.pool.connection_lost(connection, now, connection.dead)
 
-    def keep_sessions(self, connection: Connection, exchange: Exchange | None = None) -> None:
-        """Put the sessions that came over a connection into the store. Takes no lock: stores are the user's."""
-        sessions, connection.sessions = connection.sessions, []
-        for session in sessions:
+    def keep_sessions(
+        self, connection: Connection, exchange: Exchange | None = None, sessions: list[Session] | None = None
+    ) -> None:
+        """
+        Put the sessions that came over a connection into the store. Takes no lock: stores are the user's.
+
+        Args:
+            connection: The connection.
+            exchange: Whose events they are, too.
+            sessions: What was taken from the connection, where another thread may be feeding it.
+        """
+        for session in connection.take_sessions() if sessions is None else sessions:
             if self._listeners or (exchange is not None and exchange.trace):
                 self.emit(SessionTicket(connection.plan.key.digest, session), exchange)
             if self.store is None:
@@ -425,7 +433,8 @@ class AgentCore:
         if lease is None:
             return
         connection: Connection = lease.connection
-        if connection.exchange is None and exchange.started_at is None:
+        if connection.shared is not None or (connection.exchange is None and exchange.started_at is None):
+            # Of a shared one the driver has dropped the exchange, with the connection lock held.
             self.give_back(exchange, now)
             return
         connection.drop(exchange, now, "dropped")

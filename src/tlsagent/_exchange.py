@@ -245,7 +245,8 @@ class Exchange:
     @property
     def blocked(self) -> bool:
         """Whether a piece of the body waits for the peer's windows; no further one may be sent."""
-        return self.stream is not None and self.stream.blocked
+        stream = self.stream  # once: another thread may read the end of it
+        return stream is not None and stream.blocked
 
     @property
     def wants_fresh(self) -> bool:

@@ -213,6 +213,7 @@ class Multiplex:
     """
 
     __slots__ = (
+        "_disowned",
         "_due",
         "_engine",
         "_heard_at",
@@ -239,6 +240,7 @@ class Multiplex:
         self._heard_at = self.now = now
         self._pinged_at: float | None = None  # when a PING was sent whose answer is due
         self._due = math.inf
+        self._disowned = False
         self.touched: list[Stream] = []
         self.ended: list[Exchange] = []
         self.farewell: tuple[int, int] | None = None
@@ -410,7 +412,7 @@ class Multiplex:
     def read(self, stream: Stream, deadline: float) -> None:
         """Give credit for what was read of a body; `deadline` is what its exchange has now."""
         owed, stream.owed = stream.owed, 0
-        if owed:
+        if owed and not self._disowned:
             self._engine.consumed(stream.id, owed)
         self._due = min(self._due, deadline)
 
@@ -422,7 +424,7 @@ class Multiplex:
         if not stream.over:
             exchange.fail(LocalProtocolError("the response was closed before its end", code="ERR_TLSAGENT_CLOSED"), now)
             self._give_up(stream, CANCEL)
-        elif stream.owed:
+        elif stream.owed and not self._disowned:
             stream.owed = 0
             self._engine.reset(stream.id)
         exchange.stream = None
@@ -528,6 +530,11 @@ class Multiplex:
         """Keep a GOAWAY for who listens; what it says is none of their business."""
         self.farewell = (last_stream_id, code)
 
+    def take_farewell(self) -> tuple[int, int] | None:
+        """Return last stream and code of a GOAWAY that came, if nobody has taken them."""
+        farewell, self.farewell = self.farewell, None
+        return farewell
+
     def pong(self, now: float) -> None:  # noqa: ARG002 - an HTTP2Sink is told the time
         """Take the answer to a PING."""
         self._pinged_at = None
@@ -603,5 +610,11 @@ class Multiplex:
         """Return what it carries or has to report, and forget it."""
         carried = [*self._streams.values(), *self._held]
         exchanges = [stream.exchange for stream in carried if stream.exchange is not None] + self.ended
+        for stream in carried:
+            stream.over = True  # the engine is not to be touched
+            stream.outgoing = b""
+            if stream.exchange is not None:
+                stream.exchange.stream = None
+        self._disowned = True
         self._streams, self._held, self.touched, self.ended = {}, [], [], []
         return exchanges

@@ -138,7 +138,7 @@ class Tally:
         by_key: dict[PoolKey, Counters] = {}
         for key, left in self._gone.items():
             by_key.setdefault(key, Counters()).add(left)
-        for connection in self._living:
+        for connection in self.living():  # a copy: drivers count in what they open without a lock
             by_key.setdefault(connection.plan.key, Counters()).fold(connection)
         for used in pool.keys():  # noqa: SIM118 - a pool is no mapping
             by_key.setdefault(cast("PoolKey", used), Counters())

@@ -7,27 +7,34 @@ The *connection lock* guards the connection: its engines, its exchanges. Nothing
 while it is held, and the agent lock is never taken together with it.
 
 - *Reading.* Of the threads that wait for a response one is the leader: it waits for the socket and reads without a
-  lock, feeds under it, and wakes those whose exchange is ready. The others, the followers, sleep. Whoever stops waiting
-  promotes the oldest follower if nobody leads (`promote`). A follower tries to lead once more after it has enlisted, so
-  that it cannot miss the leader's leaving.
-- *Sending.* What the connection has to say is made and sent by whoever gets the send lock, for all: who fails to get it
-  has left word (`_wanted`), and the holder looks again before and after it lets go. While the socket takes no more,
-  nothing more is made. A thread that waits for the socket to take more watches it itself, through a descriptor by which
-  it can be woken: its exchange may end while it waits.
-- *The end.* A descriptor that somebody may be waiting on is not closed: it is shut down, and the last to leave closes
-  it.
+  lock, feeds under it, and wakes those whose exchange is ready. The others, the followers, sleep. Whoever stops
+  waiting, or is about to run what is the user's, promotes the oldest follower if nobody leads. A follower looks whether
+  somebody leads once more after it has enlisted, so that it cannot miss the leader's leaving.
+- *Sending.* What the connection has to say is made and sent by one thread at a time, for all: who finds another one at
+  it has left word (`_wanted`), and the other looks again after it has let go. While the socket takes no more, nothing
+  more is made: the leader waits for it to take more too, and is called if it waits for input alone. Once there is room
+  it wakes the followers that have something to send.
+- *The end.* The descriptor is waited on and read by the leader alone, and written by whoever sends: so it is shut down,
+  and closed only when it has neither, by a closer that leads ever after.
 
-An exception that strikes while the connection is being changed leaves it in pieces: it ends there, for everybody.
+*Posts*, leading and sending, are no locks. One is taken by a single call of `dict.setdefault`, which says who holds it
+also to a thread that an exception strikes right after the call; a lock would be held by nobody then. Whoever may have
+taken one gives it up on every way out.
+
+An exception that strikes while the connection is being changed, or between the socket and the connection, leaves it in
+pieces or bytes missing: it ends there, for everybody.
 """
 
 from __future__ import annotations
 
+import math
+import select
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from tlsagent._drivers.sockets import wait
-from tlsagent._drivers.waiting import Waiter
+from tlsagent._drivers.sockets import LONGEST_WAIT, wait
+from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -35,27 +42,51 @@ if TYPE_CHECKING:
 
     from tlsagent._connection import Connection, News
     from tlsagent._drivers.sockets import Wire
-    from tlsagent._drivers.waiting import WakeUp
     from tlsagent._exchange import Exchange
 
 T = TypeVar("T")
 
+_LEADER: Final = "leader"
+_SENDER: Final = "sender"
+_CLOSER: Final = object()
+"""Leads where the descriptor is closed."""
+
+
+class Found(NamedTuple):
+    """
+    What came of a change.
+
+    Attributes:
+        ready: Exchanges whose threads are to go on.
+        news: What the agent is to be told, if anything.
+    """
+
+    ready: list[Exchange]
+    news: News | None
+
 
 class Crew:
-    """One shared connection and its threads; its `transport`."""
+    """
+    One shared connection and its threads; its `transport`.
+
+    Raises:
+        OSError: No descriptor is left to call a leader by.
+    """
 
     __slots__ = (
+        "_broken",
         "_closed",
         "_closing",
         "_connection",
         "_followers",
-        "_leader",
         "_lock",
+        "_mask",
         "_mute",
         "_pending",
-        "_roles",
-        "_sending",
-        "_staying",
+        "_poller",
+        "_posts",
+        "_until",
+        "_wake_up",
         "_wanted",
         "_wire",
     )
@@ -64,16 +95,22 @@ class Crew:
         self._connection = weakref.ref(connection)  # no cycle: TLS and its buffers are to go with the connection
         self._wire = wire
         self._lock = threading.Lock()
-        self._roles = threading.Lock()
-        self._leader: Exchange | None = None
+        self._posts: dict[str, object] = {}
         self._followers: dict[Exchange, Waiter] = {}  # oldest first
-        self._staying: set[Exchange] = set()  # whose threads may be using the descriptor
-        self._sending = threading.Lock()
         self._wanted = False
         self._pending = wire.pending
-        self._mute = False  # the peer takes nothing any more
+        self._mute: OSError | None = None  # why the peer takes nothing any more
+        self._broken = False
         self._closing = False
         self._closed = False
+        self._until = math.inf  # when the leader looks again by itself, while it waits
+        self._wake_up: WakeUp | None = WakeUp()
+        self._mask = 0
+        self._poller = select.poll() if hasattr(select, "poll") else None
+        if self._poller is not None:
+            self._poller.register(self._wake_up.reader.fileno(), select.POLLIN)
+            self._mask = select.POLLIN
+            self._poller.register(wire.sock.fileno(), self._mask)
 
     @property
     def connection(self) -> Connection:
@@ -82,22 +119,87 @@ class Crew:
         assert connection is not None
         return connection
 
+    # --- Changes ------------------------------------------------------------------------------------------------------
+
     def change(self, change: Callable[..., T], *arguments: Any) -> T:
-        """Call what changes the connection, with its lock held."""
-        with self._lock:
-            try:
-                return change(*arguments)
-            except BaseException:
-                self._break()
-                raise
+        """Call what changes the connection, with its lock held; it must raise nothing of its own accord."""
+        try:
+            with self._lock:
+                try:
+                    return change(*arguments)
+                except BaseException:
+                    self._break()
+                    raise
+        except BaseException:
+            if self._broken:
+                self._alarm()
+            raise
+
+    def do(self, change: Callable[..., T], *arguments: Any) -> T:
+        """Change the connection, and send what it has to say then."""
+        me = object()
+        try:
+            if self._pending or self._posts.setdefault(_SENDER, me) is not me:
+                result = self.change(change, *arguments)
+            else:
+                result, data = self.change(self._changed, change, arguments)
+                if data:
+                    self._write(data)
+                del self._posts[_SENDER]
+                if not (self._wanted or self._closed):
+                    return result
+        except BaseException:
+            self._spoil()
+            self._give_up(_SENDER, me)
+            self.flush()  # others may have left word
+            raise
+        self.flush()
+        return result
+
+    def _changed(self, change: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T, bytes]:
+        result = change(*arguments)
+        return result, b"" if self._mute is not None else self.connection.data_to_send()
+
+    def act(self, now: float, change: Callable[..., object], *arguments: Any) -> Found:
+        """Do what changes the connection, and return what came of it."""
+        return self.do(self._acted, now, change, arguments)
+
+    def _acted(self, now: float, change: Callable[..., object], arguments: tuple[Any, ...]) -> Found:
+        change(*arguments)
+        return self._look(now)
+
+    def _look(self, now: float) -> Found:
+        shared = self.connection.shared
+        assert shared is not None
+        ready = []
+        for exchange in shared.take_touched():
+            if exchange.ready or exchange.nudged:
+                exchange.nudged = False
+                ready.append(exchange)
+        return Found(ready, self.connection.take_news(now))
 
     def _break(self) -> None:
-        """End the connection: an exception came in the middle of a change, and nobody knows what is half done."""
-        connection = self.connection
+        """End the connection: nobody knows what of it is half done. Call with the lock held."""
+        self._broken = True
+        shared = self.connection.shared
+        assert shared is not None
         lost = ConnectionLost("the connection was in the middle of a change when an exception struck")
-        connection.abort("interrupted")
-        if connection.shared is not None:
-            connection.shared.fail(lost, connection.shared.now)
+        self.connection.fail(lost, shared.now, "interrupted")
+
+    def _alarm(self) -> None:
+        """Have everybody see the end."""
+        self.interrupt()
+        self.wake_all()
+
+    def _spoil(self) -> None:
+        """An exception struck between socket and connection, where bytes may be lost."""
+        with self._lock:
+            self._break()
+        self._alarm()
+
+    def _give_up(self, post: str, holder: object) -> None:
+        if self._posts.get(post) is holder:
+            del self._posts[post]
 
     # --- Sending ------------------------------------------------------------------------------------------------------
 
@@ -107,125 +209,165 @@ class Crew:
         return bool(self._pending)
 
     def flush(self) -> bool:
-        """Send what the connection has to say; returns whether all of it went, or another thread is at it."""
+        """Send what the connection has to say, or leave word to who is sending; returns whether nothing is pending."""
         self._wanted = True
-        while self._wanted and self._sending.acquire(blocking=False):
-            try:
+        me = object()
+        try:
+            while self._wanted and self._posts.setdefault(_SENDER, me) is me:
                 self._wanted = False
-                if not self._send():
-                    return False
-            finally:
-                self._sending.release()
+                gone = self._send()
+                if self._closed:
+                    self._pending = b""
+                    self._wire.sock.close()
+                del self._posts[_SENDER]
+                if not gone:
+                    break
+        except BaseException:
+            self._spoil()
+            self._give_up(_SENDER, me)
+            self.flush()  # others may have left word
+            raise
         return not self._pending
 
     def _send(self) -> bool:
-        while True:
-            data = self._pending
-            if not data:
-                data = self._pending = self.change(self.connection.data_to_send)
-                if not data:
-                    return True
-            if self._mute or self._closed:
-                self._pending = b""
-                continue
-            try:
-                sent = self._wire.sock.send(data)
-            except (BlockingIOError, InterruptedError):
+        if self._mute is not None:
+            return True
+        if self._pending:
+            if not self._write(self._pending):
                 return False
-            except OSError:
-                # It may have answered before it went, and the reader will find its end behind that.
-                self._mute = True
-                continue
-            self._pending = data[sent:] if sent < len(data) else b""
-            if self._pending:
-                return False
+            self._make_way()
+        data = self.change(self.connection.data_to_send)
+        return not data or self._write(data)
 
-    # --- Reading and waiting ------------------------------------------------------------------------------------------
+    def _write(self, data: bytes) -> bool:
+        """Send, and keep what the socket does not take; returns whether all of it went. For the sender."""
+        try:
+            sent = self._wire.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            # It may have answered before it went, and the reader will find its end behind that.
+            self._mute, self._pending = error, b""
+            self.call()
+            return True
+        before = self._pending
+        self._pending = data[sent:]
+        if self._pending and not before:
+            self.call()  # who waits for input alone
+        return not self._pending
+
+    def _make_way(self) -> None:
+        """Wake those who wait for the socket to take more."""
+        for exchange, waiter in list(self._followers.items()):
+            if exchange.sent_at is None or exchange.switched is not None:
+                waiter.wake()
+
+    # --- Reading ------------------------------------------------------------------------------------------------------
 
     def lead(self, exchange: Exchange) -> bool:
-        """Become the leader if there is none; whoever did must `resign`."""
-        with self._roles:
-            if self._leader is not None and self._leader is not exchange:
-                return False
-            self._leader = exchange
-            self._staying.add(exchange)
-            return True
+        """Become the leader if there is none; whoever did must `resign`, or `leave`."""
+        return not self._closing and self._posts.setdefault(_LEADER, exchange) is exchange
 
     def resign(self, exchange: Exchange) -> None:
-        """Lead no more."""
-        with self._roles:
-            if self._leader is exchange:
-                self._leader = None
-            self._leave(exchange)
+        """Lead no more. Idempotent."""
+        self._give_up(_LEADER, exchange)
+        if self._closing:
+            self._finish()
+
+    def peek(self) -> bool:
+        """Return whether there may be something to read. For the leader."""
+        return bool(self._wire.peek())
+
+    def wait(self, deadline: float, now: float) -> None:
+        """Wait for the socket, or to be called. For the leader."""
+        wake_up = self._wake_up
+        if wake_up is None:
+            return
+        sock, seconds = self._wire.sock, min(max(deadline - now, 0.0), LONGEST_WAIT)
+        self._until = deadline
+        if self._poller is None:
+            wait([sock, wake_up.reader], [sock] if self._pending else [], seconds)
+            wake_up.clear()
+        else:
+            mask = select.POLLIN | select.POLLOUT if self._pending else select.POLLIN
+            if mask != self._mask:
+                self._mask = mask
+                self._poller.modify(sock.fileno(), mask)
+            found = self._poller.poll(math.ceil(seconds * 1000))
+            if len(found) > 1 or (found and found[0][0] != sock.fileno()):
+                wake_up.clear()
+        self._until = math.inf
+
+    def call(self) -> None:
+        """Have the leader look again, if there is one. It waits for nothing: a finaliser may call."""
+        wake_up = self._wake_up
+        if wake_up is not None and _LEADER in self._posts:
+            wake_up.set()
+
+    def hurry(self) -> None:
+        """Call the leader if it waits beyond the next deadline of the connection."""
+        if self.connection.next_deadline() < self._until:
+            self.call()
+
+    def read(self, buffer: memoryview, now: float) -> Found | None:
+        """Feed what one read gives, without waiting, and what is overdue; None if it was neither. For the leader."""
+        got: int | OSError | None
+        if self._closed:
+            return None
+        try:
+            try:
+                got = self._wire.sock.recv_into(buffer)
+            except (BlockingIOError, InterruptedError):
+                got = self._mute
+            except OSError as error:
+                got = error
+            if got is None and now < self.connection.next_deadline():
+                self.flush()
+                return None
+            return self.act(now, self._take_in, buffer, got, now)
+        except BaseException:
+            self._spoil()
+            raise
+
+    def _take_in(self, buffer: memoryview, got: int | OSError | None, now: float) -> None:
+        connection = self.connection
+        if isinstance(got, OSError):
+            connection.receive_error(got, now)
+        elif got:
+            connection.receive_data(buffer[:got], now)
+        elif got == 0:
+            connection.receive_eof(now)
+        if now >= connection.next_deadline():
+            connection.handle_timeout(now)
+
+    # --- Waiting ------------------------------------------------------------------------------------------------------
+
+    def follow(self, exchange: Exchange, seconds: float, waiting: Callable[[], bool]) -> None:
+        """Sleep until woken, at most for some seconds, if somebody leads and there is still something to wait for."""
+        waiter = Waiter(exchange)
+        self._followers[exchange] = waiter
+        if _LEADER in self._posts and not self._closing and waiting():
+            waiter.sleep(seconds)
+        self._followers.pop(exchange, None)
 
     def promote(self) -> bool:
-        """Wake the oldest follower if nobody leads; returns whether somebody reads."""
-        if self._leader is not None:
+        """Wake the oldest follower if nobody leads; returns False if there is nobody who might."""
+        if _LEADER in self._posts:
             return True
         for waiter in list(self._followers.values()):
             waiter.wake()
             return True
         return False
 
-    def wait(self, seconds: float, wake_up: WakeUp | None = None) -> None:
-        """Wait for the socket, or to be woken; for the leader."""
-        wire = self._wire
-        wire.pending = self._pending
-        if wake_up is None:
-            wire.wait(seconds)
-        else:
-            wait([wire.sock, wake_up.reader], [wire.sock] if self._pending else [], seconds)
-
-    def read(self, buffer: memoryview, now: float) -> bool:
-        """Feed what one read gives, without waiting; returns False if there was nothing. For the leader."""
-        if self._closed:
-            return False
-        try:
-            count = self._wire.sock.recv_into(buffer)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            self.change(self.connection.receive_error, error, now)
-            return True
-        if count:
-            self.change(self.connection.receive_data, buffer[:count], now)
-        else:
-            self.change(self.connection.receive_eof, now)
-        return True
-
-    def drain(self, buffer: memoryview, now: float) -> bool:
-        """Feed all that lies unread, without waiting; returns whether there was something. For the leader."""
-        found = False
-        while self._wire.peek() and self.connection.dead is None and self.read(buffer, now):
-            found = True
-        return found
-
-    def follow(self, exchange: Exchange, seconds: float, waiting: Callable[[], bool], wake_up: WakeUp | None) -> None:
+    def leave(self, exchange: Exchange) -> bool:
         """
-        Sleep until woken, at most for some seconds.
+        Neither lead nor follow any more, and see to it that another one leads; returns False if there is none.
 
-        Args:
-            exchange: Whose thread this is.
-            seconds: The most to wait.
-            waiting: Whether there is still something to wait for.
-            wake_up: Where something waits for the socket: the descriptor by which to be woken meanwhile.
+        Idempotent.
         """
-        waiter = Waiter(exchange)
-        waiter.wake_up = wake_up
-        with self._roles:
-            self._followers[exchange] = waiter
-            self._staying.add(exchange)
-        try:
-            if self._leader is None or self._closing or not waiting():
-                return
-            if wake_up is None:
-                waiter.sleep(seconds)
-            else:
-                wait([wake_up.reader], [self._wire.sock], seconds)
-        finally:
-            with self._roles:
-                self._followers.pop(exchange, None)
-                self._leave(exchange)
+        self._followers.pop(exchange, None)
+        self.resign(exchange)
+        return self.promote()
 
     def wake(self, exchange: Exchange) -> None:
         """Wake the thread that waits for an exchange, if it sleeps."""
@@ -233,42 +375,34 @@ class Crew:
         if waiter is not None:
             waiter.wake()
 
-    # --- News ---------------------------------------------------------------------------------------------------------
-
-    def take_news(self, now: float) -> tuple[list[Exchange], News | None]:
-        """Return the exchanges on which something came or changed, and what the agent is to be told."""
-        return self.change(self._take_news, now)
-
-    def _take_news(self, now: float) -> tuple[list[Exchange], News | None]:
-        shared = self.connection.shared
-        assert shared is not None
-        return shared.take_touched(), self.connection.take_news(now)
+    def wake_all(self) -> None:
+        """Have every follower look for itself."""
+        for waiter in list(self._followers.values()):
+            waiter.wake()
 
     # --- The end ------------------------------------------------------------------------------------------------------
 
-    def _leave(self, exchange: Exchange) -> None:
-        self._staying.discard(exchange)
-        if self._closing and not self._staying:
-            self._close()
-
-    def _close(self) -> None:
-        with self._sending:
-            self._closed = True
-            self._wire.sock.close()
-
     def shut(self, connection: Connection, reason: str) -> None:
-        """Close the socket, or have the last that uses it do so; last messages go if the socket takes them at once."""
-        if connection.dead is None:
-            self.change(connection.close, reason)
+        """Close the socket, or have the leader do so; last messages go if the socket takes them at once."""
+        self.change(self._end, connection, reason)
         self.flush()
-        with self._roles:
-            self._closing = True
-            if not self._staying:
-                self._close()
-                return
-        self.interrupt()
-        for waiter in list(self._followers.values()):
-            waiter.wake()
+        self._closing = True
+        self._finish()
+        self._alarm()
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        if connection.dead is None:
+            connection.close(reason)
+        shared = connection.shared
+        if shared is not None and shared.busy:
+            shared.fail(connection.error or ConnectionLost(f"the connection was closed: {reason}"), shared.now)
+
+    def _finish(self) -> None:
+        """Close the socket unless somebody leads; who does so leads for ever. May be called again."""
+        if self._posts.setdefault(_LEADER, _CLOSER) is _CLOSER:
+            self._closed = True
+            self._wake_up = None  # closed once nobody is about to use it
+            self.flush()
 
     def interrupt(self) -> None:
         """Make whoever waits for the socket see its end. May be called by any thread."""
@@ -276,9 +410,11 @@ class Crew:
 
     def disown(self) -> None:
         """Forget the socket without a byte to its peer: in the child of a fork, whose threads are not those of here."""
-        self._lock, self._roles, self._sending = threading.Lock(), threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._posts = {_LEADER: _CLOSER}
         self._pending = b""
+        self._mute = OSError("the process has forked")
         self._closing = self._closed = True
+        self._wake_up = None
         self._wire.disown()
-        for waiter in list(self._followers.values()):
-            waiter.wake()
+        self.wake_all()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from tlsagent._drivers import fork
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import race_of
+from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.sockets import Wire, names_of, new_socket, unix_address, users_socket
 from tlsagent.events import Connected, Connecting
 
@@ -107,7 +108,7 @@ class Dialling:
         self._sockets.clear()
         if self.connection is not None:
             self.connection.abort("handshake")
-            self.connection.transport.close(self.connection)
+            self.connection.transport.shut(self.connection, "handshake")
 
     def _advance(self, buffer: memoryview) -> None:
         if not self._begun:
@@ -230,6 +231,8 @@ class Dialling:
                 return
             raise failure
         if connection.info is not None:
+            if connection.shared is not None:
+                connection.transport = Crew(connection, wire)
             self.done = True
             self._core.tell_secured(connection)
 

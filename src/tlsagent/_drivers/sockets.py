@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection
     from tlsagent._identity import Route
 
-_LONGEST_WAIT: Final = 3_600.0
+LONGEST_WAIT: Final = 3_600.0
 """Seconds after which a wait looks again; poll() cannot wait for ever and in milliseconds at once."""
 
 
@@ -157,7 +157,7 @@ def peeker(sock: socket.socket) -> Callable[[], object]:
 
 def wait(readers: Iterable[socket.socket], writers: Iterable[socket.socket], seconds: float) -> None:
     """Wait until a socket is ready, or for some seconds; who was ready shows at the next attempt."""
-    seconds = min(max(seconds, 0.0), _LONGEST_WAIT)
+    seconds = min(max(seconds, 0.0), LONGEST_WAIT)
     if not hasattr(select, "poll"):
         writing = list(writers)
         select.select(list(readers), writing, writing, seconds)
@@ -228,8 +228,8 @@ class Wire:
         if self.pending or self._poller is None:
             wait([self.sock], [self.sock] if self.pending else [], seconds)
         else:
-            if not 0.0 <= seconds <= _LONGEST_WAIT:
-                seconds = min(max(seconds, 0.0), _LONGEST_WAIT)
+            if not 0.0 <= seconds <= LONGEST_WAIT:
+                seconds = min(max(seconds, 0.0), LONGEST_WAIT)
             self._poller.poll(math.ceil(seconds * 1000))
 
     def shut(self, connection: Connection, reason: str) -> None:

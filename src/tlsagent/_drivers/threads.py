@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from tlsagent._connection import Connection, ConnectionInfo, News
     from tlsagent._dial import Dial
+    from tlsagent._drivers.crew import Found
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import Plan, PoolKey
     from tlsagent._options import AgentOptionsDict
@@ -352,11 +353,13 @@ class Agent:
             now = time.monotonic()
             if exchange.lease.may_be_stale and not self._still_good(connection, exchange, now):
                 self._change(self._core.give_back, exchange, now)
-            elif connection.shared is None or not self._needs_other(exchange, now):
+            elif connection.shared is None:
                 break
-        if connection.shared is not None:
-            self._start_shared(connection, exchange, now)
-        else:
+            elif not self._needs_other(exchange, now):
+                if self._start_shared(connection, exchange, now):
+                    break
+                self._change(self._core.give_back, exchange, now)
+        if connection.shared is None:
             self._core.start(exchange, now)
             connection.transport.flush(connection, now)
         if self._core.heard or exchange.trace is not None:
@@ -437,53 +440,51 @@ class Agent:
                 self._drop_abandoned()
             elif dialling is not None:
                 self._dial_on(dialling, waiter, limit)
-            elif (crew := self._unread(exchange)) is not None:
-                self._read_in_queue(crew, waiter, limit)
-            else:
+            elif not self._attend(exchange, waiter, limit, now):
                 waiter.sleep(limit - now)
 
-    def _unread(self, exchange: Exchange) -> Crew | None:
+    def _attend(self, exchange: Exchange, waiter: Waiter, limit: float, now: float) -> bool:
         """
-        Become the leader of a shared connection of the key that nobody reads, if there is one, and return its crew.
+        Read once on a shared connection of the key on which nobody else does; returns False if there is none.
 
-        It is full, else nobody would wait: of streams that were reset, while their peer is not known to have seen it,
-        or of streams whose callers do something else than read.
+        It may have no place to give until its peer has spoken, and no thread that waits for a response: an answer to
+        the PING after a reset, say, or another limit of streams.
         """
-        if exchange.plan.may_share:
-            key = exchange.plan.key
-            for connection in self._core.living():
-                if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
-                    crew: Crew = connection.transport
-                    if crew.lead(exchange):
-                        return crew
-        return None
-
-    def _read_in_queue(self, crew: Crew, waiter: Waiter, limit: float) -> None:
-        """Wait once for what may make room on a connection, or to be woken; as its leader."""
-        connection, exchange = crew.connection, waiter.exchange
-        try:
-            try:
-                waiter.wake_up = waiter.wake_up or self._spare_wake_up() or WakeUp()
-                waiter.wake_up.clear()
-                now, deadline = time.monotonic(), min(limit, connection.next_deadline())
-                if now < deadline and exchange.ticket is not None and exchange.error is None:
-                    crew.wait(deadline - now, waiter.wake_up)
-                now = time.monotonic()
-                self._read_as_leader(crew, now)
-            finally:
-                crew.resign(exchange)
-            crew.flush()
-            if connection.sessions:
-                self._core.keep_sessions(connection)
-            self._after_shared(connection, exchange, now)
-        finally:
-            self._promote(crew)
+        if not exchange.plan.may_share:
+            return False
+        key = exchange.plan.key
+        for connection in self._core.living():
+            if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
+                crew: Crew = connection.transport
+                try:
+                    if not crew.lead(exchange):
+                        continue
+                    waiter.call = crew.call
+                    deadline = min(limit, connection.next_deadline())
+                    if exchange.ticket is not None and waiter.dialling is None and not self._core.abandoned:
+                        crew.wait(deadline, now)
+                    self._read(connection, exchange)
+                    waiter.call = None
+                    self._leave(connection, exchange)
+                except BaseException:
+                    waiter.call = None
+                    self._struck_shared(connection, exchange)
+                    raise
+                return True
+        return False
 
     def _next_delay(self) -> float:
         """Return when a second attempt may join a first one."""
         with self._lock:
             delay = self._core.pool.next_delay()
         return math.inf if delay is None else delay
+
+    def _rouse(self, key: PoolKey) -> None:
+        """Have a thread that waits for a connection of the key look whether nobody reads."""
+        for waiter in list(self._waiters.get(key, ())):
+            if waiter.dialling is None:
+                waiter.wake()
+                return
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
         if now >= exchange.total_at and exchange.ticket is not None:
@@ -495,6 +496,10 @@ class Agent:
     def _abandon_response(self, exchange: Exchange) -> None:
         """Take over an exchange from a finaliser, which may run anywhere, with the lock held too."""
         self._core.abandoned.append(exchange)
+        stream = exchange.stream
+        if stream is not None:
+            crew: Crew = stream.connection.transport
+            crew.call()
         # Somebody must look, or who waits for the connection waits in vain: whoever wakes now, or comes next. A waiter
         # that is on its way out looks too, after it has left the list.
         for waiters in list(self._waiters.values()):
@@ -536,9 +541,10 @@ class Agent:
     def _report(self, dialling: Dialling, waiter: Waiter | None) -> None:
         """Tell the pool how an attempt ended, and whoever listens."""
         connection, error = dialling.connection, dialling.error
+        sessions = connection.take_sessions() if connection is not None else []
         self._change(self._take_over, dialling, waiter)
-        if connection is not None and connection.sessions:
-            self._core.keep_sessions(connection)
+        if connection is not None and sessions:
+            self._core.keep_sessions(connection, sessions=sessions)
         if error is not None and self._core.listening() and not isinstance(error, Redirected):
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
 
@@ -554,8 +560,6 @@ class Agent:
         connection = dialling.connection
         if dialling.error is None and not dialling.broken:
             assert connection is not None
-            if connection.shared is not None:
-                connection.transport = Crew(connection, connection.transport)
             self._core.connected(dialling.dial, connection, now)
             return
         if connection is not None:
@@ -646,11 +650,23 @@ class Agent:
     def _pump(self, exchange: Exchange) -> None:
         """Read until what the caller waits for is here."""
         while not exchange.ready:
-            connection: Connection = exchange.lease.connection
+            lease = exchange.lease
+            if lease is None:
+                continue  # another thread has just read the end of it
+            connection: Connection = lease.connection
             if connection.shared is not None:
                 self._pump_shared(connection, exchange)
             else:
                 self._turn(connection, exchange)
+        if exchange.lease is not None and exchange.switched is None:
+            self._settle_own(exchange)
+        if self._destroyed and exchange.error is not None:
+            exchange.error = closed_error()
+
+    def _settle_own(self, exchange: Exchange) -> None:
+        """Give back the lease of an exchange that has ended: who read that has not told yet, or was struck before."""
+        if exchange.complete or exchange.error is not None:
+            self._change(self._core.give_up, exchange, time.monotonic())
 
     def _turn(self, connection: Connection, exchange: Exchange, *, wait: bool = True) -> None:
         """Wait for the socket once, unless told not to, and take what it gives."""
@@ -676,8 +692,6 @@ class Agent:
             self._core.keep_sessions(connection, exchange)
         if connection.ended is None and connection.dead is None:
             return
-        if self._destroyed and exchange.error is not None:
-            exchange.error = closed_error()
         freed = connection.ended is not None and connection.dead is None
         actions: _Actions | None = None
         try:
@@ -701,25 +715,30 @@ class Agent:
 
     def _still_good_shared(self, connection: Connection, exchange: Exchange, now: float) -> bool:
         crew: Crew = connection.transport
-        crew.change(connection.check_idle, now)
-        self._look_in(crew, exchange, now)
-        if connection.sessions:
-            self._core.keep_sessions(connection)
+        self._look_in(connection, exchange, now)
+        if now >= connection.next_deadline():
+            crew.change(connection.check_idle, now)
         return connection.refuses(now) is None
 
-    def _look_in(self, crew: Crew, exchange: Exchange, now: float) -> None:
+    def _look_in(self, connection: Connection, exchange: Exchange, now: float) -> None:
         """Take what lies unread in the socket, unless somebody reads there anyway."""
-        if not crew.lead(exchange):
-            return
-        buffer = self._borrow()
+        crew: Crew = connection.transport
+        found: list[Found] = []
         try:
-            found = crew.drain(buffer, now)
-        finally:
-            self._buffers.append(buffer)
-            crew.resign(exchange)
-        if found:
-            crew.flush()
-            self._after_shared(crew.connection, exchange, now)
+            if not crew.lead(exchange):
+                return
+            while connection.dead is None and crew.peek():
+                buffer = self._borrow()
+                read = crew.read(buffer, now)
+                self._buffers.append(buffer)
+                if read is not None:
+                    found.append(read)
+            self._leave(connection, exchange)
+            for one in found:
+                self._deliver(connection, exchange, one, now)
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
 
     def _needs_other(self, exchange: Exchange, now: float) -> bool:
         if not exchange.head.upgrade:
@@ -728,131 +747,150 @@ class Agent:
         self._change(self._core.needs_other, exchange, now)
         return exchange.lease is not lease
 
-    def _start_shared(self, connection: Connection, exchange: Exchange, now: float) -> None:
+    def _start_shared(self, connection: Connection, exchange: Exchange, now: float) -> bool:
+        """Begin an exchange; returns False if the connection, which was granted, takes no more."""
         crew: Crew = connection.transport
-        crew.change(self._core.start, exchange, now)
-        crew.flush()
+        if not crew.do(self._start_unless_refused, connection, exchange, now):
+            return False
+        if exchange.plan.inactivity is not None:
+            crew.hurry()
         if exchange.error is not None:
-            self._after_shared(connection, exchange, now)
+            self._act(connection, exchange, _nothing)
+        return True
+
+    def _start_unless_refused(self, connection: Connection, exchange: Exchange, now: float) -> bool:
+        if connection.refuses(now) is not None:
+            return False
+        self._core.start(exchange, now)
+        return True
 
     def _send_body_shared(self, exchange: Exchange, body: Body, connection: Connection) -> None:
-        crew: Crew = connection.transport
         try:
             while exchange.holding and _wanted(exchange):
                 self._turn_shared(connection, exchange, lambda: exchange.holding and _wanted(exchange))
-            if not _wanted(exchange):
-                return
-            with contextlib.closing(body.pieces()) as pieces:
-                for piece in pieces:
-                    if not crew.change(connection.send_body, exchange, piece, time.monotonic()):
-                        break
-                    while (not crew.flush() or exchange.blocked) and _wanted(exchange):
-                        self._turn_shared(
-                            connection, exchange, lambda: (crew.full or exchange.blocked) and _wanted(exchange)
-                        )
-                    # A peer that reads as fast as we write never makes us wait: look whether it has answered.
-                    self._look_in(crew, exchange, time.monotonic())
-                    if not _wanted(exchange):
-                        break
-                    self._promote(crew)
-            crew.change(connection.end_body, exchange, time.monotonic())
-            crew.flush()
-        finally:
-            self._after_shared(connection, exchange, time.monotonic())
-            self._promote(crew)
+            self._leave(connection, exchange)
+            if _wanted(exchange):
+                self._send_pieces(exchange, body, connection)
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
+
+    def _send_pieces(self, exchange: Exchange, body: Body, connection: Connection) -> None:
+        crew: Crew = connection.transport
+
+        def waiting() -> bool:
+            return (crew.full or exchange.blocked) and _wanted(exchange)
+
+        with contextlib.closing(body.pieces()) as pieces:
+            for piece in pieces:
+                if not crew.do(connection.send_body, exchange, piece, time.monotonic()):
+                    break
+                while waiting():
+                    self._turn_shared(connection, exchange, waiting)
+                # A peer that reads as fast as we write never makes us wait: look whether it has answered.
+                self._look_in(connection, exchange, time.monotonic())
+                if not _wanted(exchange):
+                    break
+                self._leave(connection, exchange)  # the next piece may take its time
+        self._act(connection, exchange, connection.end_body, exchange, time.monotonic())
 
     def _pump_shared(self, connection: Connection, exchange: Exchange) -> None:
-        crew: Crew = connection.transport
         try:
             while not exchange.ready:
                 self._turn_shared(connection, exchange, lambda: not exchange.ready)
-        finally:
-            self._promote(crew)
+            self._leave(connection, exchange)
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
+
+    def _turn_tunnel(
+        self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float
+    ) -> None:
+        """Wait once on behalf of what was taken over."""
+        try:
+            self._turn_shared(connection, exchange, waiting, limit)
+            self._leave(connection, exchange)
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
 
     def _turn_shared(
         self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float = math.inf
     ) -> None:
-        """Wait once for something to happen, if still needed: as the leader for the socket, else to be woken."""
+        """
+        Wait once for something to happen, if still needed: as the leader for the socket, else to be woken.
+
+        The caller has the exchange `leave` afterwards, in whatever way this ends.
+        """
         crew: Crew = connection.transport
         now = time.monotonic()
         if not crew.lead(exchange):
-            self._follow(crew, exchange, min(exchange.deadline, limit) - now, waiting)
+            crew.follow(exchange, min(exchange.deadline, limit) - now, waiting)
             now = time.monotonic()
-            if now < exchange.deadline:
+            if now >= exchange.deadline and not exchange.ready:
+                self._act(connection, exchange, connection.handle_timeout, now)
+            return
+        deadline = min(connection.next_deadline(), limit)
+        if now < deadline:
+            if not waiting():  # the leader before has seen to it
                 return
-            crew.change(connection.handle_timeout, now)
-            crew.flush()
-            self._after_shared(connection, exchange, now)
-            return
-        try:
-            deadline = min(connection.next_deadline(), limit)
-            if now < deadline:
-                if not waiting():  # the leader before has seen to it
-                    return
-                crew.wait(deadline - now)
-            now = time.monotonic()
-            self._read_as_leader(crew, now)
-        finally:
-            crew.resign(exchange)
-        crew.flush()
-        if connection.sessions:
-            self._core.keep_sessions(connection, exchange)
-        self._after_shared(connection, exchange, now)
+            crew.wait(deadline, now)
+        self._read(connection, exchange)
+        if self._core.abandoned:
+            crew.promote()
+            self._drop_abandoned()
 
-    def _read_as_leader(self, crew: Crew, now: float) -> None:
+    def _read(self, connection: Connection, exchange: Exchange) -> None:
+        """Take what one read gives, as the leader, who leads no more then."""
+        crew: Crew = connection.transport
+        now = time.monotonic()
         buffer = self._borrow()
-        try:
-            crew.read(buffer, now)
-        finally:
-            self._buffers.append(buffer)
-        if now >= crew.connection.next_deadline():
-            crew.change(crew.connection.handle_timeout, now)
+        found = crew.read(buffer, now)
+        self._buffers.append(buffer)
+        crew.resign(exchange)
+        if found is not None:
+            self._deliver(connection, exchange, found, now)
 
-    def _promote(self, crew: Crew) -> None:
-        """Have somebody read, if nobody does: who waits for a response, or else for the connection to have room."""
-        if crew.promote():
-            return
-        for waiter in list(self._waiters.get(crew.connection.plan.key, ())):
-            waiter.wake()
-            return
+    def _act(self, connection: Connection, exchange: Exchange, change: Callable[..., object], *arguments: Any) -> None:
+        """Change a shared connection, and do what comes of it."""
+        crew: Crew = connection.transport
+        now = time.monotonic()
+        self._deliver(connection, exchange, crew.act(now, change, *arguments), now)
 
-    def _follow(self, crew: Crew, exchange: Exchange, seconds: float, waiting: Callable[[], bool]) -> None:
-        """Sleep until woken; where something waits for the socket to take more, watch that too."""
-        if not crew.full:
-            crew.follow(exchange, seconds, waiting, None)
-            return
-        wake_up = self._spare_wake_up() or WakeUp()
-        try:
-            wake_up.clear()
-            crew.follow(exchange, seconds, waiting, wake_up)
-        finally:
-            self._wake_ups.append(wake_up)
-            if self._destroyed:
-                self._close_wake_ups()
-        crew.flush()
-
-    def _after_shared(self, connection: Connection, exchange: Exchange, now: float) -> None:
+    def _deliver(self, connection: Connection, exchange: Exchange, found: Found, now: float) -> None:
         """Carry the connection's news over to the core, and wake those whose exchange is ready."""
         crew: Crew = connection.transport
-        touched, news = crew.take_news(now)
-        for other in touched:
-            if self._destroyed and other.error is not None:
-                other.error = closed_error()
-        try:
-            if news is not None:
-                self._change(self._core.settle_shared, connection, news, now)
-                if self._core.heard or any(map(self._core.listening, news.ended)):
-                    self._tell(connection, news)
-        finally:
-            for other in touched:
-                if other is not exchange and (other.ready or other.nudged):
-                    crew.wake(other)
-                other.nudged = False
+        if found.news is not None:
+            self._change(self._core.settle_shared, connection, found.news, now)
+        for other in found.ready:
+            if other is not exchange:
+                crew.wake(other)
+        if connection.sessions:
+            crew.promote()  # the store is the user's, and so are callbacks
+            self._core.keep_sessions(connection, exchange, crew.change(connection.take_sessions))
+        news = found.news
+        if news is not None and (self._core.heard or any(map(self._core.listening, news.ended))):
+            crew.promote()
+            self._tell(connection, news)
+
+    def _leave(self, connection: Connection, exchange: Exchange) -> None:
+        """Stop waiting on a shared connection, and see to it that somebody reads there if any thread needs that."""
+        crew: Crew = connection.transport
+        if not crew.leave(exchange) and self._waiters:
+            self._rouse(connection.plan.key)
+
+    def _struck_shared(self, connection: Connection, exchange: Exchange) -> None:
+        """An exception came: nothing is held any more, and what may have been found and not told is told anew."""
+        crew: Crew = connection.transport
+        self._leave(connection, exchange)
+        crew.wake_all()
+        self._act(connection, exchange, connection.tell_anew)
 
     def _tell(self, connection: Connection, news: News) -> None:
         shared, key, info = connection.shared, connection.plan.key.digest, cast("ConnectionInfo", connection.info)
         assert shared is not None
-        farewell, shared.farewell = shared.farewell, None
+        crew: Crew = connection.transport
+        farewell = crew.change(shared.take_farewell) if shared.farewell is not None else None
         if farewell is not None:
             self._core.emit(GoAway(key, info, *farewell))
         if news.dead is None:
@@ -864,19 +902,15 @@ class Agent:
         if stream is None:
             return exchange.take_chunks(time.monotonic())
         crew: Crew = stream.connection.transport
-        chunks = crew.change(_taken, stream.connection, exchange, time.monotonic())
-        crew.flush()
-        return chunks
+        return crew.do(_taken, stream.connection, exchange, time.monotonic())
 
-    def _drop_shared(self, exchange: Exchange) -> None:
-        now = time.monotonic()
-        connection: Connection = exchange.stream.connection
-        crew: Crew = connection.transport
-        crew.change(connection.drop, exchange, now, "dropped")
-        crew.flush()
-        crew.resign(exchange)
-        self._after_shared(connection, exchange, now)
-        self._promote(crew)
+    def _drop_shared(self, exchange: Exchange, connection: Connection) -> None:
+        try:
+            self._act(connection, exchange, connection.drop, exchange, time.monotonic(), "dropped")
+            self._leave(connection, exchange)
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
 
     def _drop_abandoned(self) -> None:
         """Give up exchanges whose response was collected unread; not before that is done they are off the list."""
@@ -914,15 +948,18 @@ class Agent:
         self._after(connection, exchange, time.monotonic())
 
     def _hang_up_stream(self, exchange: Exchange, stream: Stream) -> None:
-        crew: Crew = stream.connection.transport
-        crew.change(stream.hang_up, "close")
-        crew.flush()
-        self._after_shared(stream.connection, exchange, time.monotonic())
-        self._promote(crew)
+        connection = stream.connection
+        try:
+            self._act(connection, exchange, stream.hang_up, "close")
+        except BaseException:
+            self._struck_shared(connection, exchange)
+            raise
+        self._settle_own(exchange)
 
     def _drop(self, exchange: Exchange) -> None:
-        if exchange.stream is not None:
-            self._drop_shared(exchange)
+        stream = exchange.stream  # once: another thread may be at it
+        if stream is not None:
+            self._drop_shared(exchange, stream.connection)
         if exchange.ticket is not None or exchange.lease is not None:
             self._change(self._core.give_up, exchange, time.monotonic())
 
@@ -930,14 +967,18 @@ class Agent:
 
     def _change(self, change: Callable[..., object], *arguments: Any) -> None:
         """Change the pool's state with the lock held, then do what comes of it."""
-        actions = _Actions()
+        actions: _Actions | None = None
         try:
             with self._lock:
                 if self._torn:
+                    actions = _Actions()
                     self._mend(actions)
                 change(*arguments)
-                self._collect(actions)
-            self._do(actions)
+                if actions is not None or self._core.pool.has_effects or self._quiet is not None:
+                    actions = actions or _Actions()
+                    self._collect(actions)
+            if actions is not None:
+                self._do(actions)
         except AgentClosed:
             raise
         except BaseException:

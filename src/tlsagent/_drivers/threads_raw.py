@@ -10,7 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsagent._body import PIECE
-from tlsagent.errors import ConnectionLost, ReadTimeout, SendTimeout
+from tlsagent.errors import ConnectionLost, ReadTimeout, SendTimeout, TLSAgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,8 @@ class Carrier(Protocol):
     def take(self, most: int) -> bytes | None:
         """Return up to `most` of the bytes that came, b"" after the end, None while there is nothing."""
 
-    def turn(self, limit: float) -> None:
-        """Wait once for something to happen, until a point in time at most."""
+    def turn(self, limit: float, *, sending: bool) -> None:
+        """Wait once for room to send or for something to come, until a point in time at most."""
 
 
 class WireCarrier:
@@ -70,7 +70,7 @@ class WireCarrier:
         """Return bytes that came."""
         return self._stream.take(most, self.link)
 
-    def turn(self, limit: float) -> None:
+    def turn(self, limit: float, *, sending: bool) -> None:  # noqa: ARG002 - the socket is watched for both
         """Wait for the socket once."""
         connection = self.link
         wire: Wire = connection.transport
@@ -102,7 +102,7 @@ class StreamCarrier:
 
     def write(self, data: memoryview) -> None:
         """Take bytes to send."""
-        self._crew.change(self.link.write, data, time.monotonic())
+        self._crew.do(self.link.write, data, time.monotonic())
 
     def flush(self) -> bool:
         """Send what there is, as far as the windows let it out."""
@@ -110,26 +110,30 @@ class StreamCarrier:
 
     def take(self, most: int) -> bytes | None:
         """Return bytes that came, and let the peer send more."""
-        data = self._crew.change(self._take, most)
-        self._crew.flush()
+        data, error = self._crew.do(self._take, most)
+        if error is not None:
+            raise error
         return data
 
-    def _take(self, most: int) -> bytes | None:
-        data = self._tunnel.take(most, self.link)
+    def _take(self, most: int) -> tuple[bytes | None, TLSAgentError | None]:
+        try:
+            data = self._tunnel.take(most, self.link)
+        except TLSAgentError as error:
+            return None, error
         if not self._tunnel.held and self.link.connection.dead is None:
             self.link.read()
-        return data
+        return data, None
 
-    def turn(self, limit: float) -> None:
+    def turn(self, limit: float, *, sending: bool) -> None:
         """Wait once, for the socket or for who reads it."""
-        came = self._tunnel.held
+        crew, tunnel, link = self._crew, self._tunnel, self.link
 
         def waiting() -> bool:
-            tunnel, link = self._tunnel, self.link
-            return tunnel.held == came and not tunnel.ended and link.dead is None
+            if link.dead is not None:
+                return False
+            return crew.full or link.blocked if sending else not (tunnel.held or tunnel.ended)
 
-        self._agent._turn_shared(self.link.connection, self._exchange, waiting, limit)
-        self._agent._promote(self._crew)
+        self._agent._turn_tunnel(link.connection, self._exchange, waiting, limit)
 
 
 class RawConnection:
@@ -175,7 +179,7 @@ class RawConnection:
             self._require_open()
             carrier.write(view[at : at + PIECE])
             while not carrier.flush():
-                carrier.turn(deadline)
+                carrier.turn(deadline, sending=True)
                 self._require_open()
                 if time.monotonic() >= deadline:
                     raise SendTimeout(f"the peer did not accept the data within {timeout:g} s", phase="send")
@@ -193,7 +197,7 @@ class RawConnection:
         while (data := self._carrier.take(max_bytes)) is None:
             if time.monotonic() >= deadline:
                 raise ReadTimeout(f"nothing came within {timeout:g} s", phase="receive")
-            self._carrier.turn(deadline)
+            self._carrier.turn(deadline, sending=False)
         return data
 
     def close(self) -> None:

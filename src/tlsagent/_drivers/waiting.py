@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 from tlsagent._drivers import fork
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tlsagent._drivers.dialling import Dialling
     from tlsagent._exchange import Exchange
 
 
 class WakeUp:
-    """A pair of sockets: who waits for others can be woken through it."""
+    """
+    A pair of sockets: who waits for others can be woken through it.
+
+    It may be let go of without `close`: who is about to call `set` holds it still.
+    """
 
     def __init__(self) -> None:
         self.reader, self._writer = socket.socketpair()
@@ -42,6 +48,10 @@ class WakeUp:
         self.reader.close()
         self._writer.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_writer"):
+            self.close()
+
 
 class Waiter:
     """
@@ -51,14 +61,16 @@ class Waiter:
         exchange: What it waits for.
         dialling: The attempt it carries out, if any. Guarded by the agent lock.
         wake_up: Its descriptor while it dials.
+        call: What wakes it while it reads on a connection that nobody else reads on.
     """
 
-    __slots__ = ("_asleep", "dialling", "exchange", "wake_up")
+    __slots__ = ("_asleep", "call", "dialling", "exchange", "wake_up")
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.dialling: Dialling | None = None
         self.wake_up: WakeUp | None = None
+        self.call: Callable[[], object] | None = None
         # Held unless it was woken. Not an Event: that has a lock of its own, which a finaliser must not wait for.
         self._asleep = threading.Lock()
         self._asleep.acquire()
@@ -70,6 +82,9 @@ class Waiter:
         wake_up = self.wake_up
         if wake_up is not None:
             wake_up.set()
+        call = self.call
+        if call is not None:
+            call()
 
     def sleep(self, seconds: float) -> None:
         """Wait for `wake`, at most some seconds."""
