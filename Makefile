@@ -69,6 +69,9 @@ soak: $(READY)
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver threads
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver asyncio
 	$(BIN)/python -m tests.soak --requests $(SOAK) --driver uvloop
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver threads --http2
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver asyncio --http2
+	$(BIN)/python -m tests.soak --requests $(SOAK) --driver uvloop --http2
 
 # Not part of `make test`: needs SoftHSM, pkcs11-provider and openssl (docs/howto/pkcs11.md). Fails without them.
 pkcs11: $(READY)

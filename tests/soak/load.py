@@ -14,6 +14,9 @@ from tlsagent import ConnectionLost, RemoteProtocolError, RequestTimeout
 # What a server that ends connections at any moment, and a client in haste, may bring about.
 EXPECTED = (ConnectionLost, RemoteProtocolError, RequestTimeout)
 
+PATIENCE = 30.0
+"""Seconds in which everything is answered that is not in haste: who waits for longer was forgotten."""
+
 _KINDS = {
     "plain": 60,
     "large": 6,
@@ -81,7 +84,7 @@ class Orders:
         repeat = self._random.randint(1, 20_000 if kind == "large" else 200)
         body = f"{number} ".encode() * repeat
         content = [body[at : at + 500] for at in range(0, len(body), 500)] if kind == "echo" else None
-        patience = self._random.uniform(0.0005, 0.02) if kind in ("hurried", "cancelled") else 30.0
+        patience = self._random.uniform(0.0005, 0.02) if kind in ("hurried", "cancelled") else PATIENCE
         return Order(kind, f"{self._origin}/{asked.get(kind, kind)}/{number}/{repeat}", body, content, patience)
 
     def done(self, order: Order, body: bytes | None) -> None:
@@ -93,7 +96,8 @@ class Orders:
 
     def failed(self, order: Order, error: BaseException) -> None:
         """Check how it failed."""
-        if not isinstance(error, EXPECTED):
+        hung = isinstance(error, RequestTimeout) and order.patience >= PATIENCE
+        if hung or not isinstance(error, EXPECTED):
             self.failures.append(f"{order.url} ({order.kind}): {type(error).__name__}: {error}")
         with self._lock:
             self.outcomes[type(error).__name__] += 1

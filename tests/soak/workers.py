@@ -5,12 +5,13 @@ Who asks: threads with an `Agent`, tasks with an `AsyncAgent`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any, Protocol
 
 from tests.soak.load import Order, Orders
 
-from tlsagent import Agent, AsyncAgent
+from tlsagent import Agent, AsyncAgent, PoolTimeout, Timeouts
 
 
 class Crew(Protocol):
@@ -20,6 +21,9 @@ class Crew(Protocol):
 
     def work(self, orders: Orders, workers: int) -> None:
         """Carry out all there is, and wait for its end."""
+
+    def hold(self, url: str, count: int, patience: float) -> int:
+        """Open so many responses, hold them all at a time, and return how many there were."""
 
     def close_idle(self) -> None:
         """Close idle connections."""
@@ -61,6 +65,14 @@ class Threads:
                 return response.read()
             next(response.iter_bytes())
             return None
+
+    def hold(self, url: str, count: int, patience: float) -> int:
+        held = []
+        with contextlib.ExitStack() as stack, contextlib.suppress(PoolTimeout):
+            for _ in range(count):
+                response = self.agent.open_stream("GET", url, timeouts=Timeouts(queue=patience))
+                held.append(stack.enter_context(response))
+        return len(held)
 
     def close_idle(self) -> None:
         self.agent.close_idle()
@@ -112,6 +124,19 @@ class Tasks:
             async for _ in response.aiter_bytes():
                 break
             return None
+
+    def hold(self, url: str, count: int, patience: float) -> int:
+        return self._loop.run_until_complete(self._hold(url, count, patience))
+
+    async def _hold(self, url: str, count: int, patience: float) -> int:
+        held = []
+        async with contextlib.AsyncExitStack() as stack:
+            with contextlib.suppress(PoolTimeout):
+                for _ in range(count):
+                    response = await self.agent.open_stream("GET", url, timeouts=Timeouts(queue=patience))
+                    stack.push_async_callback(response.aclose)
+                    held.append(response)
+        return len(held)
 
     def close_idle(self) -> None:
         self._loop.run_until_complete(self._close_idle())

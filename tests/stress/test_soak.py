@@ -15,12 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("version", ["http1", "http2"])
 @pytest.mark.parametrize("driver", ["threads", "asyncio", "uvloop"])
-def test_soak(driver):
+def test_soak(driver, version):
     """
     Requests with cancels, timeouts, slow bodies and a server that ends connections: no wrong body, nothing left behind.
+    Over HTTP/2 with 32 at a time on one connection, which has all its streams to give in the end.
     """
     command = [sys.executable, "-m", "tests.soak", "--requests", "2000", "--driver", driver]
+    command += ["--http2"] if version == "http2" else []
     # Not followed by coverage, whose own memory would count.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
