@@ -27,11 +27,17 @@ def tell(**facts):
 """
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """Return a server of the test's own."""
-    with Server() as server:
+@pytest.fixture(params=["http1", "http2"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Return a server of the test's own: every test runs over HTTP/1.1 and over HTTP/2."""
+    with Server(alpn_protocols=("http/1.1",) if request.param == "http1" else ("h2", "http/1.1")) as server:
         yield server
+
+
+@pytest.fixture
+def http2(request: pytest.FixtureRequest) -> bool:
+    """Return whether the server speaks HTTP/2."""
+    return bool(request.node.callspec.params["server"] == "http2")
 
 
 def environment() -> dict[str, str]:

@@ -107,6 +107,7 @@ def test_acquire_and_release_are_few_calls():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("server", ["http1"], indirect=True)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_idle_connection_takes_little_memory(server, run, kind):
     """

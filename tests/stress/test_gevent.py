@@ -50,7 +50,7 @@ class Ticks:
 
 
 @pytest.mark.parametrize("patched", PATCHED)
-def test_fifty_greenlets_over_four_sockets(server, run, patched):
+def test_fifty_greenlets_over_four_sockets(server, http2, run, patched):
     """
     50 greenlets over one agent with four sockets: each gets its own answers, no more than four connections are opened.
     """
@@ -72,17 +72,20 @@ agent.close()
 """,
     )
 
-    assert told == [{"opened": 4, "requests": 500}]
+    assert told[0]["requests"] == 500
+    assert told[0]["opened"] <= 4 if http2 else told[0]["opened"] == 4
 
 
 @pytest.mark.parametrize("patched", PATCHED)
-def test_others_run_while_one_waits(server, run, patched):
+def test_others_run_while_one_waits(server, http2, run, patched):
     """
     Waiting is cooperative in every phase: for a name, for a connection in use, for a response, for the end of others.
     """
+    server.reconfigure(max_concurrent_streams=1)
+    most = 1 if http2 else 4
     [told] = run(
         server,
-        PATCHED[patched]
+        PATCHED[patched].replace("max_sockets=4", f"max_sockets={most}")
         + COMMON
         + """
 ticks = Ticks()
@@ -103,7 +106,7 @@ socket.getaddrinfo = slow
 lookup = measured(lambda: agent.request("GET", URL + "/hello"))
 socket.getaddrinfo = real
 wait = measured(lambda: agent.request("GET", URL + "/delay/0.3"))
-users = [gevent.spawn(agent.request, "GET", URL + "/delay/0.3") for _ in range(4)]
+users = [gevent.spawn(agent.request, "GET", URL + "/delay/0.3") for _ in range(MOST)]
 gevent.sleep(0.05)
 queue = measured(lambda: agent.request("GET", URL + "/hello"))
 gevent.joinall(users, raise_error=True)
@@ -112,7 +115,8 @@ gevent.sleep(0.05)
 close = measured(agent.close)
 assert user.get().status == 200
 tell(lookup=lookup, wait=wait, queue=queue, close=close)
-""",
+""".replace("max_sockets=4", f"max_sockets={most}"),
+        MOST=most,
     )
 
     assert all(count > 8 for count in told.values()), told
@@ -262,7 +266,7 @@ outcomes = []
 
 def user():
     try:
-        outcomes.append(agent.request("GET", URL + "/delay/0.5", timeouts=20).status)
+        outcomes.append(agent.request("GET", URL + "/delay/0.5", timeouts=20, retry=False).status)
     except ConnectionLost as error:
         outcomes.append(error.code)
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs 
 
 COMMON = """
 import gc, os, random, re, signal, sys, threading, time, warnings
-from tlsagent import Agent, RequestError
+from tlsagent import Agent, ConnectionLost, RequestError
 
 # A socket struck between its making and our first hold of it is closed by the interpreter, with a warning.
 warnings.simplefilter("ignore", ResourceWarning)
@@ -142,9 +142,10 @@ tell(struck=counts[1], finished=counts[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_interrupted_among_threads(server, run):
+def test_interrupted_among_threads(server, http2, run):
     """
-    While the main thread is struck, other threads wait for the same few slots: none of them hangs or fails.
+    While the main thread is struck, other threads wait for the same few slots: none of them hangs or fails. Where they
+    share the connection that was being changed, that is lost for them, which only what is not idempotent hears of.
     """
     told = run(
         server,
@@ -155,12 +156,19 @@ agent = Agent(ca=CA, max_sockets=2)
 leave = threading.Event()
 failures = []
 served = [0] * 4
+lost = []
 
 def busy(number):
     try:
         while not leave.is_set():
             content = b"%d-%d" % (number, served[number])
-            got = agent.request("POST", URL + "/echo", content=content, timeouts=10)
+            try:
+                got = agent.request("POST", URL + "/echo", content=content, timeouts=10)
+            except ConnectionLost as error:
+                if "exception struck" not in str(error):
+                    raise
+                lost.append(error)
+                continue
             assert got.content == content
             served[number] += 1
             if served[number] % 50 == 0:
@@ -183,11 +191,12 @@ for thread in threads:
 assert not any(thread.is_alive() for thread in threads)
 check(agent, "last")
 agent.close()
-tell(struck=counts[1], served=min(served), failures=failures)
+tell(struck=counts[1], served=min(served), failures=failures, lost=len(lost))
 """,
         ROUNDS=1_000,
     )
 
     assert told[0]["failures"] == []
+    assert http2 or not told[0]["lost"]
     assert told[0]["struck"] > 200
     assert told[0]["served"] > 0

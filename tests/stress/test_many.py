@@ -52,9 +52,9 @@ def test_threads_do_not_hear_each_other(server, threads, sockets):
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_tasks_do_not_hear_each_other(server, loop):
+def test_tasks_do_not_hear_each_other(server, http2, loop):
     """
-    500 tasks over four sockets: each gets the answer to its own request.
+    500 tasks over four sockets, or as many as it takes: each gets the answer to its own request.
     """
 
     async def user(agent: AsyncAgent, number: int) -> None:
@@ -64,7 +64,7 @@ def test_tasks_do_not_hear_each_other(server, loop):
     async def main() -> None:
         async with AsyncAgent(ca=server.ca_pem, max_sockets=4) as agent:
             await asyncio.gather(*(user(agent, number) for number in range(500)))
-            assert agent.stats().opened == 4
+            assert agent.stats().opened <= 4 if http2 else agent.stats().opened == 4
 
     with asyncio.Runner(loop_factory=factory(loop)) as runner:
         runner.run(main())
