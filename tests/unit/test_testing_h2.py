@@ -628,6 +628,39 @@ def test_a_reset_cancels_the_application(code):
         assert server.connections[0].requests[0].reset_code == code
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_request_and_its_reset_that_come_together(limit):
+    """A stream that is reset as it is opened is recorded and not served, nor refused; the connection goes on."""
+    with Server(alpn_protocols=H2, max_concurrent_streams=limit) as server, Client(server) as client:
+        number = client.open("/hello?1", flush=False)
+        client.h2.reset_stream(number, ErrorCodes.CANCEL)
+        client.flush()
+        client.round_trip()
+
+        assert server.connections[0].requests[0].reset_code == ErrorCodes.CANCEL
+        assert server.connections[0].closed_by is None
+
+
+def test_credit_and_a_reset_that_come_together():
+    """A stream that is reset by what follows the credit for it gets nothing more, and the connection goes on."""
+
+    async def app(scope, receive, send):
+        await start(send)
+        await body(send, bytes(100))
+
+    with Server(app=app, alpn_protocols=H2) as server, Client(server, window=0) as client:
+        client.ready()
+        number = client.open()
+        client.until(lambda: client.answers[number].status == 200)
+        client.h2.increment_flow_control_window(50, number)
+        client.h2.reset_stream(number, ErrorCodes.CANCEL)
+        client.flush()
+        client.round_trip()
+
+        assert client.answers[number].body == b""
+        assert server.connections[0].requests[0].reset_code == ErrorCodes.CANCEL
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_an_application_that_listens_is_told(how):
     """Whoever waits in receive() gets http.disconnect, as ASGI has it: by a reset and by the end of the connection."""

@@ -68,6 +68,7 @@ class H2Floor:
         "_limit",
         "_link",
         "_receiving",
+        "_reset",
         "_served",
         "_streams",
     )
@@ -82,6 +83,7 @@ class H2Floor:
         self._last = _LAST_POSSIBLE  # of a GOAWAY that was sent: what is above is ignored
         self._departing = False
         self._receiving = False
+        self._reset: dict[int, StreamReset] = {}  # what is reset by what came in last: h2 sends nothing there any more
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._greet(settings)
 
@@ -115,6 +117,7 @@ class H2Floor:
             self._link.close(linger=True)
             return
         self._receiving = True
+        self._reset = {event.stream_id: event for event in events if isinstance(event, StreamReset)}
         try:
             for event in events:
                 if handle := _HANDLERS.get(type(event)):
@@ -183,6 +186,10 @@ class H2Floor:
         self._link.ledger.requested(self._link.entry, request)
         if event.stream_id > self._last:
             return  # RFC 9113 6.8: whoever sent the GOAWAY may ignore it
+        if reset := self._reset.get(event.stream_id):
+            if reset.remote_reset:
+                self._link.ledger.request_reset(request, reset.error_code)
+            return
         if len(self._streams) >= self._limit:
             self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
@@ -242,7 +249,7 @@ class H2Floor:
 
     def _windows_changed(self) -> None:
         # A frame for each in turn: the connection's window is for all.
-        waiting = [stream for stream in self._streams.values() if stream.waits]
+        waiting = [stream for stream in self._streams.values() if stream.waits and stream.number not in self._reset]
         while waiting:
             waiting = [stream for stream in waiting if self._may_go_on(stream)]
 
