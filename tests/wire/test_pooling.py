@@ -189,16 +189,17 @@ def test_max_total_sockets_makes_another_key_wait_its_turn(open_agent, gated_ser
 
 
 @pytest.mark.parametrize("free", [0, 1])
-def test_max_free_sockets_bounds_what_is_kept(open_agent, gated_server, gates, free):
+def test_max_free_sockets_bounds_what_is_kept(open_agent, gated_server, gates, protocol, free):
     """
     Of three connections that become idle, `max_free_sockets` stay.
     """
+    count = 3 if free or protocol == "HTTP/1.1" else 1  # nothing is kept that would tell what one of HTTP/2 takes
     agent = open_agent(ca=gated_server.ca_pem, max_free_sockets=free)
-    futures = [hold(agent, gated_server, "/gate/all") for _ in range(3)]
+    futures = [hold(agent, gated_server, "/gate/all") for _ in range(count)]
 
     gates.open("all")
 
-    assert [future.result(5).status for future in futures] == [200] * 3
+    assert [future.result(5).status for future in futures] == [200] * count
     assert gated_server.wait_for(lambda s: s.stats.open_connections == free)
 
 
