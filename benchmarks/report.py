@@ -180,6 +180,7 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
     """Draw the figures, a panel for each row: bars are medians, whiskers go from the lowest to the highest."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.transforms import blended_transform_factory
 
     mpl.rcParams.update({"svg.hashsalt": "tlsagent", "svg.fonttype": "none"})
     heights = [len(outcome.samples) + 1.5 for outcome in outcomes]
@@ -193,7 +194,10 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
         reach = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
         colours = ["tab:blue" if "Agent" in who or "tlsagent" in who else "tab:gray" for who in names]
         axes.barh(names, medians, xerr=reach, color=colours, ecolor="black", capsize=2)
-        axes.set_title(f"{outcome.row.title}: {outcome.row.figure.name}", fontsize=8, loc="left", x=-0.3)
+        title = axes.set_title(f"{outcome.row.title}: {outcome.row.figure.name}", fontsize=8, loc="left", x=0.01)
+        # From the left edge of the figure: how far from it the axes begin depends on the longest name.
+        title.set_transform(blended_transform_factory(figure.transFigure, axes.transAxes) + axes.titleOffsetTrans)
+        title.set_in_layout(False)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -10,8 +10,7 @@ while it is held, and the agent lock is never taken together with it.
   lock, feeds under it, and wakes those whose exchange is ready. The others, the followers, sleep. Whoever stops
   waiting, or is about to run what is the user's, promotes the oldest follower if nobody leads. A follower looks whether
   somebody leads once more after it has enlisted, so that it cannot miss the leader's leaving. Where nobody waits for a
-  response, who waits in the pool's queue for a place on the connection leads: a place may be given back by what the peer
-  says.
+  response, who waits in the pool's queue for a place on the connection leads: what the peer says may free one.
 - *Sending.* What the connection has to say is made and sent by one thread at a time, for all: who finds another one at
   it has left word (`_wanted`), and the other looks again after it has let go. While the socket takes no more, nothing
   more is made: the leader waits for it to take more too, and is called if it waits for input alone. Once there is room
