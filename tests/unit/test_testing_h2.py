@@ -204,7 +204,8 @@ async def body(send, data=b"", *, more=False):
 @pytest.mark.parametrize(
     ("settings", "offered", "chosen", "spoken"),
     [
-        ({}, ["h2", "http/1.1"], "http/1.1", "http/1.1"),
+        ({}, ["http/1.1", "h2"], "h2", "h2"),
+        ({"alpn_protocols": ("http/1.1",)}, ["h2", "http/1.1"], "http/1.1", "http/1.1"),
         ({"alpn_protocols": H2}, ["http/1.1"], "http/1.1", "http/1.1"),
         ({"alpn_protocols": H2}, ["http/1.1", "h2"], "h2", "h2"),
         ({"alpn_protocols": H2}, None, None, "http/1.1"),
@@ -212,7 +213,7 @@ async def body(send, data=b"", *, more=False):
     ],
 )
 def test_alpn_decides(settings, offered, chosen, spoken):
-    """HTTP/2 is spoken where the server was told to and the client offers it, HTTP/1.1 everywhere else; on ssl and
+    """HTTP/2 is spoken where the client offers it and the server was not told otherwise, else HTTP/1.1; on ssl and
     pyOpenSSL alike."""
     settings = dict(settings)
     with Server(settings.pop("options", None), **settings) as server:

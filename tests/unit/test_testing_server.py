@@ -462,7 +462,7 @@ def test_the_client_hello_is_kept():
     """The first record is kept raw; taken apart it shows SNI, ALPN and whether a session was offered."""
     with Server() as server:
         context = client_context(server, ssl.TLSVersion.TLSv1_3)
-        context.set_alpn_protocols(["h2", "http/1.1"])
+        context.set_alpn_protocols(["h3", "http/1.1"])
         with Client(server, context) as client:
             client.get()
             session = client.tls.session
@@ -472,7 +472,7 @@ def test_the_client_hello_is_kept():
 
     hellos = [ClientHello.parse(record.client_hello) for record in (first, second)]
     assert [hello.server_name for hello in hellos] == ["localhost", "localhost"] == [first.sni, second.sni]
-    assert hellos[0].alpn_protocols == ("h2", "http/1.1")
+    assert hellos[0].alpn_protocols == ("h3", "http/1.1")
     assert [hello.offers_ticket for hello in hellos] == [False, True]
     assert 0x1302 in hellos[0].cipher_suites
     assert first.alpn == "http/1.1"

@@ -785,7 +785,8 @@ class AsyncAgent:
             protocol_factory: Gives (transport, protocol), as asyncio's `create_connection`.
             timeouts: Of these, lookup, connect and handshake count.
             options: `ConnectionOptions`, or a mapping of them, laid over the agent's.
-            keywords: Fields of `ConnectionOptions`, laid over `options`.
+            keywords: Fields of `ConnectionOptions`, laid over `options`. Where nobody says `alpn_protocols`, "http/1.1"
+                alone is offered.
 
         Raises:
             RequestError: No connection came about.

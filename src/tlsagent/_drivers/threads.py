@@ -1144,7 +1144,8 @@ class Agent:
             host, port: Whom to talk to; the name is verified.
             timeouts: Of these, lookup, connect and handshake count.
             options: `ConnectionOptions`, or a mapping of them, laid over the agent's.
-            keywords: Fields of `ConnectionOptions`, laid over `options`.
+            keywords: Fields of `ConnectionOptions`, laid over `options`. Where nobody says `alpn_protocols`, "http/1.1"
+                alone is offered.
 
         Raises:
             RequestError: No connection came about.

@@ -163,15 +163,17 @@ def make_settings(
     *,
     options: ConnectionOptions | Mapping[str, Any] | None = None,
     keywords: SettingsDict,
+    speaks: tuple[str, ...] = ("http/1.1",),
 ) -> tuple[Authority, ServerSettings]:
     """
     Return the authority and the settings of a server that was given these arguments.
 
     Keywords win over options; what neither says comes from the authority, and without one from the default authority.
+    `speaks` is offered by ALPN where nothing is said.
     """
     said = settings_of_options(options)
     refuse_beside_context(said.get("options", {}), keywords)
-    settled: dict[str, Any] = {**said, **keywords}
+    settled: dict[str, Any] = {"alpn_protocols": speaks, **said, **keywords}
     if "credentials" not in settled:
         settled["credentials"] = authority.issue(*names) if authority else default_credentials(names)
     authority = authority or default_authority()

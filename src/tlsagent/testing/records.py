@@ -50,8 +50,13 @@ class RequestRecord:
     reset_code: int | None
 
     def header(self, name: str) -> str | None:
-        """Return the value of a header, repeats joined by a comma; None if it was not sent."""
-        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        """
+        Return the value of a header, repeats joined by a comma; None if it was not sent.
+
+        With HTTP/2, `:authority` answers for "host".
+        """
+        names = {name.lower()} if name.lower() != "host" else {"host", ":authority"}
+        values = [value for key, value in self.headers if key.lower() in names]
         return ", ".join(values) if values else None
 
 

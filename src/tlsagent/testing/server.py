@@ -91,7 +91,7 @@ class AsyncServer:
         authority: Issues the certificate; by default one that is made once per process.
         record_limit: Connections, and requests per connection, of which records are kept. Totals count on.
         settings: How it speaks TLS and HTTP; see `ServerSettings`. They win over `options`. HTTP/2 is spoken with
-            clients that want it where `alpn_protocols` has "h2": `Server(alpn_protocols=("h2", "http/1.1"))`.
+            clients that offer it, unless `alpn_protocols` says otherwise: `Server(alpn_protocols=["http/1.1"])`.
     """
 
     def __init__(
@@ -106,7 +106,9 @@ class AsyncServer:
         record_limit: int = 1_000,
         **settings: Unpack[SettingsDict],
     ) -> None:
-        self.authority, self.settings = make_settings(names, authority, options=options, keywords=settings)
+        self.authority, self.settings = make_settings(
+            names, authority, options=options, keywords=settings, speaks=("h2", "http/1.1")
+        )
         self.app = app or demo
         self.ledger = Ledger(record_limit)
         self.links: set[ServerConnection] = set()
