@@ -719,6 +719,24 @@ def test_nothing_is_kept_of_streams_that_are_over(name):
     assert grown < 20_000
 
 
+@pytest.mark.parametrize("opens", ["stream", "settings"])
+def test_fault_behind_a_window_that_opens(client, opens):
+    """
+    Who waits for a window that opens in the read in which the connection breaks is told of the break alone.
+    """
+    client.feed(SettingsFrame(settings={4: 0}))
+    stream, _ = client.open("POST", length=100)
+    client.take()
+    assert client.engine.window(stream) == 0
+
+    opening = WindowUpdateFrame(stream, 10) if opens == "stream" else SettingsFrame(settings={4: 100})
+    client.feed(opening, b"\0\0\4\3\0\0\0\0\0\0\0\0\0")  # RST_STREAM of no stream
+
+    assert type(client.error) is RemoteProtocolError
+    assert set(client.sink.failed) == {stream}
+    assert client.engine.window(stream) == 0
+
+
 def test_end_of_the_connection_fails_every_stream(client):
     """
     Each open stream gets a `ConnectionLost` of its own; nobody else does.

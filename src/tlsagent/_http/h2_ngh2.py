@@ -119,6 +119,8 @@ class Ngh2Layer:
 
     def window(self, stream_id: int) -> int:
         """Return how many bytes may be sent."""
+        if self._closed:  # by what came in the same read, behind the frame that this is asked for
+            return 0
         connection = self._connection
         try:
             size: int = connection.stream_remote_window_size(stream_id)
