@@ -423,7 +423,7 @@ class Simulation:
         for exchange in touched:
             self._wake(exchange, link)
             if exchange.switched is not None:
-                exchange.switched.listener()
+                exchange.switched.tell()
 
     def _wake(self, exchange: Exchange | None, link: Link) -> None:
         """Let who waits for an exchange look at it."""
