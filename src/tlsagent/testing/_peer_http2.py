@@ -92,7 +92,11 @@ class PeerStreams:
             h2.exceptions.ProtocolError: The client broke the protocol; GOAWAY was sent.
         """
         try:
-            for event in self._h2.receive_data(data):
+            events = self._h2.receive_data(data)
+            if self._h2.state_machine.state is ConnectionState.CLOSED:
+                # h2 takes a GOAWAY for the end of everything. It only tells that no stream of ours would be served.
+                self._h2.state_machine.state = ConnectionState.SERVER_OPEN
+            for event in events:
                 if handle := _HANDLERS.get(type(event)):
                     handle(self, event, now)
             self._give_credit()
@@ -114,7 +118,7 @@ class PeerStreams:
         if number > self._last:
             return  # RFC 9113, 6.8: who sent the GOAWAY may ignore it
         if len(self.open) >= self._limit:
-            self._h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            self._reset(number, ErrorCodes.REFUSED_STREAM)
             return
         self._highest = number
         fields: list[tuple[str, str]] = [(name, value) for name, value in event.headers]
@@ -155,8 +159,6 @@ class PeerStreams:
         self.pongs += 1
 
     def _client_leaves(self, event: Any, now: float) -> None:  # noqa: ARG002
-        # h2 takes a GOAWAY for the end of everything. It only tells that no stream of ours would be served.
-        self._h2.state_machine.state = ConnectionState.SERVER_OPEN
         self.client_left = int(event.error_code or 0)
 
     # --- What a test may ask for --------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ class PeerStreams:
             request.over = True
             request.refused = code == ErrorCodes.REFUSED_STREAM
             self._outgoing.pop(request.stream_id, None)
-            self._h2.reset_stream(request.stream_id, code)
+            self._reset(request.stream_id, code)
             self._flush()
             self._leave_if_done()
 
@@ -237,6 +239,10 @@ class PeerStreams:
     def _is_open(self, number: int) -> bool:
         # h2 is ahead of us where one read brings several frames: the client may have reset it already.
         return number in self.open and not self._is_closed(number)
+
+    def _reset(self, number: int, code: int) -> None:
+        if not self._is_closed(number):
+            self._h2.reset_stream(number, code)
 
     def _is_closed(self, number: int) -> bool:
         stream = self._h2.streams.get(number)
