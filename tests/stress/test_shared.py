@@ -134,6 +134,21 @@ def test_dropped_response_is_reset_while_others_wait(server, agent, threads):
     assert not waiting.done()
 
 
+def test_response_collected_with_its_connection(server, agent):
+    """
+    A response in a cycle, whose connection is closed and collected together with it, leaves nothing to be done.
+    """
+    held: list[Any] = [agent.open_stream("GET", server.url + "/bytes/100000")]
+    agent.request("GET", server.url + "/delay/0.2")  # reads the other one to its end
+    agent.close_idle()
+    held.append(held)
+    del held
+    gc.collect()
+
+    assert agent.request("GET", server.url + "/hello").status == 200
+    assert agent.stats().active == 0
+
+
 def test_user_code_is_not_run_by_who_reads(server, agent, threads):
     """
     While a body's next piece is made, or a callback runs, somebody else reads: it may wait for another response.

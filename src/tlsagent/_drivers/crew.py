@@ -120,6 +120,11 @@ class Crew:
         assert connection is not None
         return connection
 
+    @property
+    def collected(self) -> bool:
+        """Whether the collector has found the connection, together with whose finaliser asks."""
+        return self._connection() is None
+
     # --- Changes ------------------------------------------------------------------------------------------------------
 
     def change(self, change: Callable[..., T], *arguments: Any) -> T:

@@ -495,10 +495,13 @@ class Agent:
 
     def _abandon_response(self, exchange: Exchange) -> None:
         """Take over an exchange from a finaliser, which may run anywhere, with the lock held too."""
-        self._core.abandoned.append(exchange)
         stream = exchange.stream
         if stream is not None:
             crew: Crew = stream.connection.transport
+            if crew.collected:
+                return  # with its connection, which was closed: there is nothing to give back
+        self._core.abandoned.append(exchange)
+        if stream is not None:
             crew.call()
         # Somebody must look, or who waits for the connection waits in vain: whoever wakes now, or comes next. A waiter
         # that is on its way out looks too, after it has left the list.
