@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import threading
+import traceback
 from collections import Counter
 
 from tlsagent import ConnectionLost, RemoteProtocolError, RequestTimeout
@@ -98,6 +99,6 @@ class Orders:
         """Check how it failed."""
         hung = isinstance(error, RequestTimeout) and order.patience >= PATIENCE
         if hung or not isinstance(error, EXPECTED):
-            self.failures.append(f"{order.url} ({order.kind}): {type(error).__name__}: {error}")
+            self.failures.append(f"{order.url} ({order.kind}): " + "".join(traceback.format_exception(error)))
         with self._lock:
             self.outcomes[type(error).__name__] += 1
