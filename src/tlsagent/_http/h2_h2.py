@@ -245,10 +245,10 @@ class H2Layer:
         """Take bytes."""
         buffer = self._buffer
         if buffer:
-            buffer += data
-            if len(buffer) < self._wanted:
+            if len(buffer) + len(data) < self._wanted:
+                buffer += data
                 return
-            data = bytes(buffer)
+            data = b"".join((buffer, data))
             buffer.clear()
         self._sink = sink
         try:

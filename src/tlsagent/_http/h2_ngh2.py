@@ -206,10 +206,10 @@ class Ngh2Layer:
         """Return as many frames as there are, and keep what is left over; a frame that is too long counts as whole."""
         buffer = self._buffer
         if buffer:
-            buffer += data
-            if len(buffer) < self._wanted:
+            if len(buffer) + len(data) < self._wanted:
+                buffer += data
                 return b""
-            data = bytes(buffer)
+            data = b"".join((buffer, data))
             buffer.clear()
         at = 0
         end = len(data)
@@ -226,8 +226,9 @@ class Ngh2Layer:
         if at == end:
             return data
         self._wanted = wanted
-        buffer += data[at:]
-        return data[:at]
+        view = memoryview(data)  # a copy of what one read has brought would double the cost of a download
+        buffer += view[at:]
+        return view[:at]
 
     def _take_response(self, event: ngh2.ResponseReceived, sink: FrameSink) -> None:
         sink.response_received(event.stream_id, event.headers, event.end_stream)
