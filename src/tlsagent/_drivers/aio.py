@@ -538,7 +538,9 @@ class AsyncAgent:
             protocol.flush_soon()
         if connection.ended is not None or (shared is not None and shared.touched):
             protocol.advance(now)
-        elif self._core.watch(connection) < self._timer_at:
+        elif (shared is None or shared.carried == 1 or exchange.deadline < self._timer_at) and (
+            self._core.watch(connection) < self._timer_at
+        ):
             self._arm(now)
         return True
 

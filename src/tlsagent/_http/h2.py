@@ -343,7 +343,10 @@ class H2Engine:
         due = None if head.chunked or head.method == b"CONNECT" else head.content_length or 0
         if end and due:
             raise _too_short(due)
-        stream_id = self._layer.request(request_fields(head, protocol), end)
+        fields = head.http2_fields
+        if fields is None:
+            fields = head.http2_fields = request_fields(head, protocol)
+        stream_id = self._layer.request(fields, end)
         self._streams[stream_id] = _Stream(sink, due, end)
         self._last_id = stream_id
         if stream_id == MAX_STREAM_ID:

@@ -157,6 +157,7 @@ class RequestHead:
         expects_continue: Whether the body waits for a 100 (Continue).
         upgrade: Names of the protocols, in lower case, to one of which the server may switch; empty without a proposal.
         protocol: What an extended CONNECT asks for (RFC 8441), or None.
+        http2_fields: Its field list in HTTP/2, kept by who made it first.
     """
 
     __slots__ = (
@@ -165,6 +166,7 @@ class RequestHead:
         "content_length",
         "expects_continue",
         "headers",
+        "http2_fields",
         "keep_alive",
         "method",
         "protocol",
@@ -197,6 +199,7 @@ class RequestHead:
         self.expects_continue = expects_continue
         self.upgrade = upgrade
         self.protocol = protocol
+        self.http2_fields: list[Field] | None = None
         self.rendered = b"%b %b HTTP/1.1\r\n%b" % (method, target, _rendered(headers))
 
     def __repr__(self) -> str:
