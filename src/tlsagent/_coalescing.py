@@ -50,6 +50,11 @@ class Coalescing:
             return None
         return connection
 
+    def misdirected(self, exchange: Exchange) -> None:
+        """Let an origin that answered 421 on another's connection have its own from now on."""
+        if self._found.pop(exchange.plan.key, None) is not None:
+            _remember(self._alone, exchange.plan.key, None)
+
     def forget(self, connection: Connection) -> None:
         """Let go of a connection that was closed."""
         for key, found in list(self._found.items()):

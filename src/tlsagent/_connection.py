@@ -381,7 +381,7 @@ class Connection:
     def handle_timeout(self, now: float) -> None:
         """Fail what is overdue."""
         exchange, shared = self.exchange, self.shared
-        if exchange is None and self._raw is None and self.info is not None and not (shared and shared.busy):
+        if exchange is None and self._raw is None and self.info is not None and not (shared and shared.waiting):
             self.check_idle(now)
             return
         overdue: RequestError | None = exchange.overdue(now) if exchange is not None else None
@@ -684,7 +684,7 @@ class Connection:
         why = None
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
-        if self._limits.max_lifetime is not None:
+        if self._limits.max_lifetime is not None and self._retires_at == math.inf:
             self._retires_at = now + self._limits.max_lifetime * (1 - LIFETIME_SPREAD * self._chance)
         self.info = ConnectionInfo(
             facts,

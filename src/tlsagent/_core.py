@@ -375,6 +375,8 @@ class AgentCore:
             self.pool.set_capacity(connection, news.capacity, now)
         connection.told = max(connection.told, news.serial)
         for exchange in news.ended:
+            if self._coalescing is not None and exchange.response is not None and exchange.response.status == 421:
+                self._coalescing.misdirected(exchange)
             lease, exchange.lease = exchange.lease, None
             if lease is not None:
                 self.pool.release(lease, now, reusable=why is None, reason=why or "")

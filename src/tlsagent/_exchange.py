@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 # RFC 9110, 9.2.2
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
+_MOST_BEGINNINGS: Final = 5
+
 HIGH_WATER: Final = 262_144
 """Bytes of a streamed body that wait for their consumer before a connection stops reading."""
 
@@ -415,25 +417,32 @@ class Exchange:
     @property
     def repeatable(self) -> bool:
         """Whether it can be sent once more, if that is safe otherwise."""
-        return self.retry and self.attempts == 1 and not (isinstance(self.body, Body) and not self.body.replayable)
+        return self.attempts == 1 and self._may_begin_anew
+
+    @property
+    def _may_begin_anew(self) -> bool:
+        return self.retry and not (isinstance(self.body, Body) and not self.body.replayable)
 
     @property
     def may_retry(self) -> bool:
         """
         Whether the request may be sent again, once (RFC 9110, 9.2.2; RFC 9112, 9.3.1; RFC 9113, 8.7).
 
-        What the peer has certainly not processed may be, whatever it is; so may what was lost before anything of it was
-        sent. Else a reused connection that dies before the first byte of a response has most likely been closed while
-        idle: then the request is repeated if it is idempotent. In both of the latter cases that is on a fresh
-        connection; in any case its body must be to be had again.
+        What the peer has certainly not processed may be, whatever it is. Else a reused connection that dies before the
+        first byte of a response has most likely been closed while idle: then the request is repeated, on a fresh
+        connection, if it is idempotent. What was lost before anything of it was sent is not a repetition: it may begin
+        up to five times. In any case its body must be to be had again.
         """
-        if not self.repeatable or self.started_at is None:  # the repetition itself did not find a connection
+        if self.started_at is None:  # no connection was found, by a repetition perhaps
             return isinstance(self.error, Redirected)
+        lost = isinstance(self.error, ConnectionLost)
+        if lost and not self.request_sent:
+            return self.attempts < _MOST_BEGINNINGS and self._may_begin_anew
+        if not self.repeatable:
+            return False
         if self.unprocessed:
             return True
-        if self.received or not isinstance(self.error, ConnectionLost):
-            return False
-        return not self.request_sent or (self.reused and self.head.method in IDEMPOTENT)
+        return lost and not self.received and self.reused and self.head.method in IDEMPOTENT
 
     def start_over(self) -> None:
         """Forget the failed attempt; `total` keeps running."""

@@ -257,6 +257,11 @@ class Multiplex:
         return bool(self._streams or self._held)
 
     @property
+    def waiting(self) -> bool:
+        """Whether it waits for the peer: for responses, or to have places back."""
+        return bool(self._streams or self._held) or self._engine.asking
+
+    @property
     def draining(self) -> bool:
         """Whether no further exchange may begin."""
         return self._engine.draining
@@ -547,9 +552,9 @@ class Multiplex:
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due."""
-        if not self.busy:
+        if not self.waiting:
             return math.inf
-        return min(self._due, self._ping_due())
+        return min(self._due, self._ping_due()) if self.busy else self._ping_due()
 
     def _ping_due(self) -> float:
         if self._pinged_at is None:
@@ -561,7 +566,7 @@ class Multiplex:
         self.now = now
         if now >= self._due:
             self._time_out(now)
-        if not self.busy or now < self._ping_due():
+        if not self.waiting or now < self._ping_due():
             return None
         if self._pinged_at is None:
             self._engine.ping()

@@ -476,9 +476,23 @@ def test_start_over_forgets_the_attempt_but_not_the_clock():
     assert (subject.error, subject.response, subject.chunks, subject.informational) == (None, None, [], ())
     assert (subject.phase, subject.deadline, subject.reused, subject.attempts) == ("queue", 9.0, False, 1)
     subject.begin(INFO, 2, 2.0)
+    subject.sent(2.5)
     subject.fail(ConnectionLost("again"), 3.0)
     assert subject.attempts == 2
     assert not subject.may_retry
+
+
+def test_what_was_never_sent_begins_up_to_five_times():
+    """A connection lost before a byte of the request was sent does not use up its repetition; but there is an end."""
+    subject = exchange("POST")
+    for number in range(1, 6):
+        subject.begin(INFO, 1, 0.0)
+        subject.fail(ConnectionLost("the connection takes no more"), 0.0)
+        assert subject.may_retry == (number < 5)
+        if subject.may_retry:
+            subject.start_over()
+
+    assert subject.attempts == 5
 
 
 # -- Timings

@@ -175,16 +175,19 @@ def test_misdirected_request_is_sent_again_on_its_own_connection(open_agent, bot
 
 def test_misdirected_request_that_cannot_be_repeated(open_agent, both_names, authorities):
     """
-    Without a body to send again, or by wish, a 421 is the response; so it is on a connection of one's own.
+    Without a body to send again, or by wish, a 421 is the response; so it is on a connection of one's own. The origin
+    has its own connection from then on.
     """
     authorities.misdirected = (b"a.test", b"b.test")
     agent = open_agent(ca=both_names.ca_pem, lookup=Names(), http2=COALESCE)
     own = agent.request("GET", url(both_names, "a"))
 
     others = agent.request("GET", url(both_names, "b"), retry=False)
+    later = agent.request("GET", url(both_names, "b"), retry=False)
 
     assert (own.status, own.attempts) == (421, 1)
     assert (others.status, others.attempts) == (421, 1)
+    assert (later.status, later.attempts) == (200, 1)
 
 
 def test_connection_that_went_is_not_found_again(open_agent, both_names):

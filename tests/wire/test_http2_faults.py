@@ -14,7 +14,16 @@ import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 from wire_peer import wait_until
 
-from tlsagent import AgentClosed, ConnectionLost, Http1Options, Http2Options, InactivityTimeout, SendTimeout, Timeouts
+from tlsagent import (
+    AgentClosed,
+    ConnectionLost,
+    Http1Options,
+    Http2Options,
+    InactivityTimeout,
+    ResponseTimeout,
+    SendTimeout,
+    Timeouts,
+)
 from tlsagent._connection import Connection
 from tlsagent._drivers.aio_socket import SocketProtocol
 from tlsagent.testing import RawServer, Server
@@ -385,3 +394,28 @@ def test_coalesced_connection_is_freed(open_async_agent):
 
         assert agent.stats().opened == 1
         assert wait_until(lambda: sum(type(thing) is Connection for thing in gc.get_objects()) == 0)
+
+
+def test_peer_that_fell_silent_with_all_its_places_taken(open_agent):
+    """
+    A reset stream keeps its place until a PING is answered: a peer that answers nothing is found out by that PING, and
+    who waits for the place gets a connection of its own.
+    """
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet({SettingsFrame.MAX_CONCURRENT_STREAMS: 1})
+        request = peer.recv_request()
+        if request.header(":path") == "/second":
+            peer.respond(request.stream_id, status=204)
+        raw.wait_closed()
+
+    with RawServer(script, alpn_protocols=("h2",)) as server:
+        agent = open_agent(
+            ca=server.authority.ca_pem, max_sockets=1, http2=Http2Options(ping_interval=0.2, ping_timeout=0.2)
+        )
+
+        with pytest.raises(ResponseTimeout):
+            agent.request("GET", server.url + "/first", timeouts=Timeouts(response=0.05))
+
+        assert agent.request("GET", server.url + "/second", timeouts=Timeouts(queue=5)).status == 204

@@ -189,6 +189,11 @@ class HTTP2Engine(Protocol):
         ...
 
     @property
+    def asking(self) -> bool:
+        """Whether places of streams that were reset wait for the answer to a PING."""
+        ...
+
+    @property
     def greeted(self) -> bool:
         """Whether the peer's SETTINGS have come: what it takes is known from then on."""
         ...

@@ -309,6 +309,11 @@ class H2Engine:
         return len(self._streams)
 
     @property
+    def asking(self) -> bool:
+        """Whether places of streams that were reset wait for the answer to a PING."""
+        return self._reset_ping is not None
+
+    @property
     def greeted(self) -> bool:
         """Whether the peer's SETTINGS have come."""
         return self._greeting is None
