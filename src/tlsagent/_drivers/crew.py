@@ -222,11 +222,11 @@ class Crew:
             while self._wanted and self._posts.setdefault(_SENDER, me) is me:
                 self._wanted = False
                 gone = self._send()
-                if self._closed:
+                if self._closed and not self._wanted:  # else last messages may have been left meanwhile
                     self._pending = b""
                     self._wire.sock.close()
                 del self._posts[_SENDER]
-                if not gone:
+                if not (gone or self._closed):
                     break
         except BaseException:
             self._spoil()
@@ -394,7 +394,8 @@ class Crew:
         self.flush()
         self._closing = True
         self._finish()
-        self._alarm()
+        self.call()  # and no shutdown: another thread may be about to send the last messages
+        self.wake_all()
 
     def _end(self, connection: Connection, reason: str) -> None:
         if connection.dead is None:

@@ -863,14 +863,14 @@ class Agent:
     def _deliver(self, connection: Connection, exchange: Exchange, found: Found, now: float) -> None:
         """Carry the connection's news over to the core, and wake those whose exchange is ready."""
         crew: Crew = connection.transport
+        if connection.sessions:
+            crew.promote()  # the store is the user's, and so are callbacks
+            self._core.keep_sessions(connection, exchange, crew.change(connection.take_sessions))
         if found.news is not None:
             self._change(self._core.settle_shared, connection, found.news, now)
         for other in found.ready:
             if other is not exchange:
                 crew.wake(other)
-        if connection.sessions:
-            crew.promote()  # the store is the user's, and so are callbacks
-            self._core.keep_sessions(connection, exchange, crew.change(connection.take_sessions))
         news = found.news
         if news is not None and (self._core.heard or any(map(self._core.listening, news.ended))):
             crew.promote()
