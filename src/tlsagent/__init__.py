@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlsagent._connection import ConnectionInfo as ConnectionInfo
     from tlsagent._drivers.aio import AsyncAgent as AsyncAgent
-    from tlsagent._drivers.aio import AsyncStreamResponse as AsyncStreamResponse
     from tlsagent._drivers.aio_raw import AsyncRawConnection as AsyncRawConnection
+    from tlsagent._drivers.aio_response import AsyncStreamResponse as AsyncStreamResponse
     from tlsagent._drivers.threads import Agent as Agent
-    from tlsagent._drivers.threads import StreamResponse as StreamResponse
     from tlsagent._drivers.threads_raw import RawConnection as RawConnection
+    from tlsagent._drivers.threads_response import StreamResponse as StreamResponse
     from tlsagent._exchange import Timings as Timings
     from tlsagent._http.messages import Headers as Headers
     from tlsagent._http.messages import ResponseHead as ResponseHead
@@ -77,10 +77,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "_connection": ("ConnectionInfo",),
-    "_drivers.aio": ("AsyncAgent", "AsyncStreamResponse"),
+    "_drivers.aio": ("AsyncAgent",),
     "_drivers.aio_raw": ("AsyncRawConnection",),
-    "_drivers.threads": ("Agent", "StreamResponse"),
+    "_drivers.aio_response": ("AsyncStreamResponse",),
+    "_drivers.threads": ("Agent",),
     "_drivers.threads_raw": ("RawConnection",),
+    "_drivers.threads_response": ("StreamResponse",),
     "_exchange": ("Timings",),
     "_http.messages": ("Headers", "ResponseHead"),
     "_option_rules": ("Psk",),

@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
     "_drivers/aio": "../wire/test_requests.py",
     "_drivers/aio_dialling": "../wire/test_resolution.py",
     "_drivers/aio_raw": "../wire/test_raw.py",
+    "_drivers/aio_response": "../wire/test_requests.py",
     "_drivers/aio_socket": "../wire/test_requests.py",
     "_drivers/crew": "../wire/test_http2.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
@@ -51,6 +52,7 @@ TESTED_ELSEWHERE = {
     "_drivers/sockets": "../wire/test_lifecycle.py",
     "_drivers/threads": "../wire/test_requests.py",
     "_drivers/threads_raw": "../wire/test_raw.py",
+    "_drivers/threads_response": "../wire/test_requests.py",
     "_drivers/waiting": "../stress/test_dropped.py",
     # The private rooms of the testing servers have one face.
     "testing/_asgi": "test_testing_server.py",

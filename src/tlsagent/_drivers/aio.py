@@ -18,7 +18,6 @@ import math
 import random
 import socket
 import time
-import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from tlsagent._body import PIECE, Body, Content
@@ -26,6 +25,7 @@ from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
 from tlsagent._drivers.aio_dialling import connected_socket, wait_until
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport, StreamCarrier
+from tlsagent._drivers.aio_response import AsyncStreamResponse, Streaming
 from tlsagent._drivers.aio_socket import SocketProtocol, wake
 from tlsagent._drivers.sockets import names_of
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
@@ -33,12 +33,12 @@ from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
-from tlsagent._response import Response, ResponseFacts
+from tlsagent._response import Response
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError, WrongEventLoop
 from tlsagent.events import Closed, Connected, ConnectFailed, Event, Freed, GoAway, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -53,90 +53,6 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-
-
-class AsyncStreamResponse(ResponseFacts):
-    """
-    A response whose body is read as it comes.
-
-    Read it to its end or close it: a response dropped unread costs its connection and gives a ResourceWarning.
-    """
-
-    __slots__ = ("__weakref__", "_agent", "_raw")
-
-    def __init__(self, agent: AsyncAgent, exchange: Exchange) -> None:
-        super().__init__(exchange)
-        self._agent = agent
-        self._raw: AsyncRawConnection | None = None
-
-    async def aiter_bytes(self) -> AsyncIterator[bytes]:
-        """
-        Return the body in pieces as they come; what stays unread is lost when the iteration is left.
-
-        Raises:
-            RequestError: The body did not arrive whole.
-        """
-        exchange = self._exchange
-        exchange.awaiting = Awaiting.BODY
-        while True:
-            while not exchange.ready:
-                await self._agent._wait(exchange)
-            chunks = self._agent._take_chunks(exchange)
-            for chunk in chunks:
-                yield chunk
-            if chunks:
-                continue
-            if exchange.error is not None:
-                raise exchange.error
-            if exchange.complete:
-                return
-
-    async def aread(self) -> bytes:
-        """Return the rest of the body."""
-        return b"".join([chunk async for chunk in self.aiter_bytes()])
-
-    def upgrade(self) -> AsyncRawConnection:
-        """
-        Take over the connection, once the response has switched protocols: a 101, or a 2xx to CONNECT.
-
-        What the server has sent after the head comes first. The connection is the caller's to close, and is used for
-        nothing else; until it is closed it counts against `max_sockets`. Of all timeouts only `timeout`, inactivity,
-        still runs. A second call returns the same object.
-
-        Raises:
-            LocalProtocolError: The response switched nothing.
-        """
-        if self._raw is None:
-            self._raw = self._agent._hand_over(self._switched, self._exchange)
-        return self._raw
-
-    async def aclose(self) -> None:
-        """Have done with the response. Before its end, this costs the connection. Idempotent."""
-        if self._raw is None:
-            self._agent._drop(self._exchange)
-
-    def __del__(self) -> None:
-        exchange = self._exchange
-        if exchange.lease is None and exchange.stream is not None:
-            self._agent._abandon(exchange)  # it is complete, but the peer has no credit back for what was not read
-        elif exchange.lease is not None and self._raw is None:
-            self._agent._abandon(exchange)
-            text = f"{self!r} was dropped unread: read it to its end or close it"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
-
-
-class _Streaming:
-    """The context manager of `AsyncAgent.stream`."""
-
-    def __init__(self, open_stream: Callable[[], Coroutine[Any, Any, AsyncStreamResponse]]) -> None:
-        self._open_stream = open_stream
-
-    async def __aenter__(self) -> AsyncStreamResponse:
-        response = self._response = await self._open_stream()
-        return response
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._response.aclose()
 
 
 class AsyncAgent:
@@ -277,7 +193,7 @@ class AsyncAgent:
         trace: Callable[[Event], object] | None = None,
     ) -> AbstractAsyncContextManager[AsyncStreamResponse]:
         """`open_stream` as a context manager, which closes the response."""
-        return _Streaming(
+        return Streaming(
             functools.partial(
                 self.open_stream,
                 method,

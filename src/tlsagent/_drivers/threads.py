@@ -28,7 +28,6 @@ import functools
 import math
 import threading
 import time
-import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
@@ -39,18 +38,19 @@ from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection, StreamCarrier, WireCarrier
+from tlsagent._drivers.threads_response import StreamResponse
 from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
-from tlsagent._response import Response, ResponseFacts
+from tlsagent._response import Response
 from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
 from tlsagent.events import Closed, ConnectFailed, Event, Freed, GoAway, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -66,83 +66,6 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-
-
-class StreamResponse(ResponseFacts):
-    """
-    A response whose body is read as it comes.
-
-    Read it to its end or close it: a response dropped unread costs its connection and gives a ResourceWarning. One
-    thread at a time may use it.
-    """
-
-    __slots__ = ("__weakref__", "_agent", "_raw")
-
-    def __init__(self, agent: Agent, exchange: Exchange) -> None:
-        self._agent = agent
-        self._raw: RawConnection | None = None
-        super().__init__(exchange)
-
-    def iter_bytes(self) -> Iterator[bytes]:
-        """
-        Return the body in pieces as they come; what stays unread is lost when the iteration is left.
-
-        Raises:
-            RequestError: The body did not arrive whole.
-        """
-        exchange = self._exchange
-        exchange.awaiting = Awaiting.BODY
-        while True:
-            self._agent._pump(exchange)
-            chunks = self._agent._take_chunks(exchange)
-            yield from chunks
-            if chunks:
-                continue
-            if exchange.error is not None:
-                raise exchange.error
-            if exchange.complete:
-                return
-
-    def read(self) -> bytes:
-        """Return the rest of the body."""
-        return b"".join(self.iter_bytes())
-
-    def upgrade(self) -> RawConnection:
-        """
-        Take over the connection, once the response has switched protocols: a 101, or a 2xx to CONNECT.
-
-        What the server has sent after the head comes first. The connection is the caller's to close, and is used for
-        nothing else; until it is closed it counts against `max_sockets`. Of all timeouts only `timeout`, inactivity,
-        still runs. A second call returns the same object.
-
-        Raises:
-            LocalProtocolError: The response switched nothing.
-        """
-        if self._raw is None:
-            self._raw = self._agent._hand_over(self._switched, self._exchange)
-        return self._raw
-
-    def close(self) -> None:
-        """Have done with the response. Before its end, this costs the connection. Idempotent."""
-        if self._raw is None:
-            self._agent._drop(self._exchange)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        exchange: Exchange | None = getattr(self, "_exchange", None)
-        if exchange is None or self._raw is not None:
-            return
-        if exchange.lease is None and exchange.stream is not None:
-            self._agent._abandon_response(exchange)  # it is complete, but what was not read is still in the way
-        elif exchange.lease is not None:
-            self._agent._abandon_response(exchange)
-            text = f"{self!r} was dropped unread: read it to its end or close it"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)  # last: it may raise
 
 
 class _Actions:
