@@ -71,9 +71,6 @@ _SESSIONS_PER_SCOPE: Final = 8
 _SLEPT: Final = 5.0
 """Seconds that the wall clock may gain on the monotonic one, by being set, before we take it that the machine slept."""
 
-_NO_HTTP2: Final = ConnectionOptions(alpn_protocols=("http/1.1",))
-"""What a raw connection offers where nothing is said: its user had better know that HTTP/2 will be spoken."""
-
 _log = logging.getLogger("tlsagent.pool")
 _E = TypeVar("_E", bound=Event)
 
@@ -274,9 +271,9 @@ class AgentCore:
         special = said if below is None else said.merged_over(self._of_request(below))
         self._warn_once(special)
         said_of_all = special.merged_over(self._said)
-        if said_of_all.alpn_protocols is UNSET:
-            said_of_all = _NO_HTTP2.merged_over(said_of_all)
         plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)
+        if said_of_all.alpn_protocols is UNSET:
+            plan = plan.offering("http/1.1")  # who reads the bytes had better know that HTTP/2 will come
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 
     def origin_plan(self, origin: str) -> Plan:

@@ -66,7 +66,10 @@ _TIMEOUT_FIELDS: Final[dict[Phase, str]] = {"send": "send", "wait": "response", 
 
 
 class Redirected(ConnectError):
-    """An attempt ended since a connection that is there will do. Never told to a caller: the exchange starts over."""
+    """
+    Nothing was sent, and another connection will do: one that is there, in place of an attempt, or any that has room.
+    Never told to a caller: the exchange starts over.
+    """
 
 
 class Awaiting(enum.Enum):
@@ -433,7 +436,7 @@ class Exchange:
         connection, if it is idempotent. What was lost before anything of it was sent is not a repetition: it may begin
         up to five times. In any case its body must be to be had again.
         """
-        if self.started_at is None:  # no connection was found, by a repetition perhaps
+        if self.started_at is None or isinstance(self.error, Redirected):  # no place was found, by a repetition perhaps
             return isinstance(self.error, Redirected)
         lost = isinstance(self.error, ConnectionLost)
         if lost and not self.request_sent:

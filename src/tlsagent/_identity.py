@@ -310,12 +310,11 @@ class Plan:
             return None
 
     def offering(self, *alpn_protocols: str) -> Plan:
-        """Return the same plan with other protocols on offer."""
+        """Return the same plan with other protocols on offer; the sessions stay the same, which agree on one anew."""
         identity = dataclasses.replace(self.key.identity, alpn_protocols=alpn_protocols)
         return dataclasses.replace(
             self,
             key=PoolKey(self.key.origin, identity, self.key.route),
-            scope=dataclasses.replace(self.scope, identity=identity),
             origin=dataclasses.replace(self.origin, identity=identity),
             may_share="h2" in alpn_protocols,
         )

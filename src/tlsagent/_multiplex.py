@@ -11,9 +11,11 @@ feed the noted streams are gone through once (`_look`): credit is given, what fa
 then the driver takes the list, to wake who waits (`take_touched`). An exchange that has ended, in whatever way, is in
 `ended` for the connection to report, and its stream forgotten.
 
-A stream is opened at once, unless the connection is in doubt: silent for longer than `ping_interval` while nobody used
-it, or full in spite of what the pool was told. Then it is held back, until a sign of life comes or there is room.
-Nothing of it was sent, so if the connection turns out to be dead the request is safe to repeat, whatever it is.
+A stream is opened at once, unless it is held back. While the peer's SETTINGS are not here, one stream has to do: they
+say how many it takes. And a connection that was silent for longer than `ping_interval` while nobody used it is in doubt
+until a sign of life comes. Nothing of what was held back was sent: where there turns out to be no room for it, it is
+turned away, to look for another place as if nothing had been; if the connection turns out to be dead, it is safe to
+repeat, whatever it is.
 
 Deadlines of exchanges move, mostly later. One number, `_due`, is no later than the earliest of them; when it is reached
 all are looked at and it is found anew, which happens about once in the length of a timeout.
@@ -24,7 +26,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from tlsagent._exchange import HIGH_WATER, Awaiting
+from tlsagent._body import Body
+from tlsagent._exchange import HIGH_WATER, Awaiting, Redirected
 from tlsagent._raw import RawStream
 from tlsagent.errors import (
     ConnectionLost,
@@ -322,7 +325,10 @@ class Multiplex:
             return True
         exchange = stream.exchange
         assert exchange is not None
-        return engine.capacity > 0 and (exchange.head.protocol is None or engine.greeted)
+        if not engine.greeted:
+            # How many streams the peer takes is in its SETTINGS: until then one has to do (RFC 9113, 5.1.2).
+            return not self._streams and exchange.head.protocol is None
+        return engine.capacity > 0
 
     def _open(self, stream: Stream, now: float) -> None:
         exchange = stream.exchange
@@ -333,9 +339,9 @@ class Multiplex:
         try:
             stream.id = self._engine.open(head, stream, end and head.method != b"CONNECT", protocol=head.protocol)
         except RequestError as error:
-            exchange.unprocessed = isinstance(error, ConnectionLost)
-            exchange.fail(error, now)
-            self._end(stream)
+            if not (isinstance(error, ConnectionLost) and self._turn_away(stream, exchange, str(error), now)):
+                exchange.fail(error, now)
+                self._end(stream)
             return
         self._streams[stream.id] = stream
         if end:
@@ -355,6 +361,17 @@ class Multiplex:
                 stream.note()
         if exchange.deadline < self._due:
             self._due = exchange.deadline
+
+    def _turn_away(self, stream: Stream, exchange: Exchange, why: str, now: float) -> bool:
+        """Have an exchange of which nothing was sent begin anew, elsewhere, unless a body was begun that is gone."""
+        body = exchange.body
+        if isinstance(body, Body) and not body.replayable and (stream.outgoing or stream.finishing):
+            return False
+        exchange.attempts -= 1
+        stream.connection.requests -= 1
+        exchange.fail(Redirected(why), now)
+        self._end(stream)
+        return True
 
     def send_body(self, exchange: Exchange, piece: bytes | memoryview, now: float) -> bool:
         """Send a piece, or keep what the windows do not let out; returns False once no more is needed."""
@@ -507,8 +524,17 @@ class Multiplex:
                     exchange.nudged = not stream.outgoing  # whoever sends the body may go on
                 if exchange.deadline < self._due:
                     self._due = exchange.deadline
+        if self._held:
+            self._open_held(now)
+
+    def _open_held(self, now: float) -> None:
+        """Open what was held back as far as there is room; turn away the rest, once it is known that there is none."""
         while self._held and self._ready_for(self._held[0]):
             self._open(self._held.pop(0), now)
+        if self._engine.greeted:
+            for stream in self._held[:]:
+                assert stream.exchange is not None
+                self._turn_away(stream, stream.exchange, "the connection has no room for it", now)
 
     def stream_ended(self, stream_id: int) -> None:
         """Take the good end of a stream."""
@@ -597,10 +623,15 @@ class Multiplex:
         for stream in [*self._streams.values(), *self._held]:
             exchange = stream.exchange
             assert exchange is not None
+            if (
+                not stream.id
+                and isinstance(error, ConnectionLost)
+                and self._turn_away(stream, exchange, str(error), now)
+            ):
+                continue
             own = own_copy(error)
             if isinstance(own, TLSAgentError):
                 stream.error = own
-            exchange.unprocessed = not stream.id and isinstance(own, ConnectionLost)
             exchange.fail(own, now)
         # Its streams are what would tie engine and connection into a cycle.
         self._engine.receive_eof(False, now, self)

@@ -635,7 +635,7 @@ def test_request_that_waited_for_a_dead_connection_goes_elsewhere(served, end):
     sim.run_until_idle()
 
     assert link.closed
-    assert [handle.response.attempts for handle in handles[:2]] == [2, 2]
+    assert [handle.response.attempts for handle in handles[:2]] == [1, 1]
     assert isinstance(handles[2].error, ConnectionLost)
     assert not handles[2].error.request_sent
     assert len(link.peer.requests) == served

@@ -428,18 +428,20 @@ def test_connection_in_use_is_not_asked_by_a_request(pair):
     assert (both.streams.pings, len(both.peer.requests)) == (0, 2)
 
 
-def test_full_connection_holds_back_in_order(pair):
-    """If there is no room in spite of what the pool was told, requests wait in order until there is."""
+def test_full_connection_turns_away(pair):
+    """If there is no room in spite of what the pool was told, requests wait for the next news, then look elsewhere."""
     both = pair(settings={"max_concurrent_streams": 1})
     exchanges = [both.start(path=f"/{number}") for number in range(3)]
     assert [exchange.request_sent for exchange in exchanges] == [True, False, False]
 
-    for number in range(3):
+    for number in range(2):
         assert both.peer.outstanding.target == f"/{number}"
         both.respond()
 
-    assert both.ended() == exchanges
-    assert all(exchange.complete for exchange in exchanges)
+    first, second, third = exchanges
+    assert both.ended() == [first, third, second]
+    assert (first.complete, second.complete) == (True, True)
+    assert (third.attempts, third.request_sent, third.may_retry) == (0, False, True)
 
 
 def test_held_back_request_times_out_and_is_dropped(pair):
@@ -473,7 +475,7 @@ def test_held_back_request_is_not_processed_whatever_ends_the_connection(pair):
             both.connection.receive_eof(11.0)
 
         assert both.ended() == [exchange]
-        assert (exchange.unprocessed, exchange.request_sent, exchange.may_retry) == (True, False, True)
+        assert (exchange.attempts, exchange.request_sent, exchange.may_retry) == (0, False, True)
 
 
 def test_extended_connect_waits_for_the_settings(pair):
@@ -727,7 +729,7 @@ def test_closed_connection_says_goodbye(pair):
 
 
 def test_request_that_comes_too_late(pair):
-    """Who begins on a connection that takes its leave is told that nothing was sent."""
+    """Who begins on a connection that takes its leave looks for another: nothing was sent, so it was no attempt."""
     both = pair()
     running = both.start()
     both.streams.goaway()
@@ -736,5 +738,5 @@ def test_request_that_comes_too_late(pair):
     late = both.start("POST")
 
     assert both.ended() == [late]
-    assert (late.error.code, late.unprocessed) == ("ERR_HTTP2_GOAWAY_SESSION", True)
+    assert (late.attempts, late.request_sent, late.may_retry) == (0, False, True)
     assert running.error is None

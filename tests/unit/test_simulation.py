@@ -611,8 +611,8 @@ def test_peer_that_gives_no_credit():
     assert second.response.content == b"POST /\n" + b"x" * 10
 
 
-def test_streams_beyond_the_limit_are_refused():
-    """A client that has not seen the SETTINGS yet may open too many: those are refused one by one, and come again."""
+def test_limit_of_streams_is_heeded_from_the_first_moment():
+    """Until the SETTINGS tell how many streams the peer takes one has to do: none is refused."""
     server = http2(lambda r, p: Reply(delay=1), max_concurrent_streams=2)
     sim = Simulation(server=server, network=Network(latency=0.1), max_sockets=1)
 
@@ -620,7 +620,7 @@ def test_streams_beyond_the_limit_are_refused():
     sim.run_until_idle()
 
     assert [handle.response.status for handle in handles] == [200] * 5
-    assert sum(handle.response.attempts for handle in handles) > 5
+    assert [handle.response.attempts for handle in handles] == [1] * 5
     assert len(sim.peers[0].requests) == 5
 
 

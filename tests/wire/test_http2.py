@@ -971,3 +971,18 @@ def test_events_of_a_shared_connection(open_agent, server):
     assert sorted(names[4:]) == ["Closed"] + ["Freed"] * 3 + ["Reused"] * 3
     assert names[-1] == "Closed"
     assert {event.connection.id for event in heard if hasattr(event, "connection")} == {1}
+
+
+@pytest.mark.http2
+def test_low_limit_is_heeded_by_a_cold_burst(open_agent, new_server):
+    """
+    Sixty requests at once to an unknown origin that takes ten at a time: each is answered at its first attempt.
+    """
+    with new_server(max_concurrent_streams=10) as server:
+        agent = open_agent(ca=server.ca_pem, max_sockets=2)
+
+        futures = [agent.submit("GET", server.url + "/delay/0.02") for _ in range(60)]
+
+        assert {(future.result(20).status, future.result().attempts) for future in futures} == {(200, 1)}
+        assert server.stats.requests == 60
+        assert agent.stats().opened <= 2

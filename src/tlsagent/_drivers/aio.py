@@ -228,7 +228,7 @@ class AsyncAgent:
                     return
                 if not exchange.may_retry:
                     raise error
-                if exchange.attempts and self._core.listening(exchange):
+                if self._core.listening(exchange) and not isinstance(exchange.error, Redirected):
                     self._core.emit(Retried(exchange.plan.key.digest, cast("RequestError", error)), exchange)
                 exchange.start_over()
         except BaseException:

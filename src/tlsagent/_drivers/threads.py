@@ -258,7 +258,7 @@ class Agent:
             while exchange.error is not None:
                 if not exchange.may_retry:
                     raise exchange.error
-                if exchange.attempts and self._core.listening(exchange):
+                if self._core.listening(exchange) and not isinstance(exchange.error, Redirected):
                     error = cast("RequestError", exchange.error)
                     self._core.emit(Retried(exchange.plan.key.digest, error), exchange)
                 exchange.start_over()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tlsagent._body import Body
 from tlsagent._core import AgentCore
-from tlsagent._exchange import Awaiting, Exchange, closed_error
+from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._options import UNSET, AgentOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._response import Response, ResponseFacts
@@ -352,7 +352,7 @@ class Simulation:
                 handle.error = exchange.error
                 self._give_up(handle)
                 return
-            if exchange.attempts and self.core.listening(exchange):
+            if self.core.listening(exchange) and not isinstance(exchange.error, Redirected):
                 self.core.emit(Retried(exchange.plan.key.digest, cast("RequestError", exchange.error)), exchange)
             exchange.start_over()
             self._attempt(handle)
