@@ -959,6 +959,7 @@ def look_for_a_broken_promise(machine):
         )
 
 
+@pytest.mark.timeout(240)  # some are found late, and coverage makes that later
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
 def test_machine_finds_planted_defect(defect):
     """A pool that breaks a promise does not pass."""
