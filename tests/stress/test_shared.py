@@ -320,7 +320,7 @@ def strike_at(number, work):
                 raise Struck
         return local
     def trace(frame, event, argument):
-        mine = frame.f_code.co_filename.endswith(("crew.py", "threads.py")) and frame.f_code.co_name != "__del__"
+        mine = frame.f_code.co_filename.endswith(("crew.py", "member.py", "threads.py")) and frame.f_code.co_name != "__del__"
         return local if mine else None
     sys.settrace(trace)
     try:

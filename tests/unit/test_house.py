@@ -48,6 +48,7 @@ TESTED_ELSEWHERE = {
     "_drivers/crew": "../wire/test_http2.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
     "_drivers/fork": "../stress/test_fork.py",
+    "_drivers/member": "../wire/test_http2.py",
     "_drivers/resolver": "../wire/test_resolution.py",
     "_drivers/sockets": "../wire/test_lifecycle.py",
     "_drivers/threads": "../wire/test_requests.py",

@@ -36,6 +36,7 @@ from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
 from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.dialling import Dialling
+from tlsagent._drivers.member import Member
 from tlsagent._drivers.sockets import Wire, drain, wait
 from tlsagent._drivers.threads_raw import RawConnection, StreamCarrier, WireCarrier
 from tlsagent._drivers.threads_response import StreamResponse
@@ -47,7 +48,7 @@ from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
 from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
-from tlsagent.events import Closed, ConnectFailed, Event, Freed, GoAway, Retried
+from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -55,9 +56,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from tlsagent._connection import Connection, ConnectionInfo, News
+    from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
-    from tlsagent._drivers.crew import Found
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import Plan, PoolKey
     from tlsagent._options import AgentOptionsDict
@@ -279,7 +279,7 @@ class Agent:
             elif connection.shared is None:
                 break
             elif not self._needs_other(exchange, now):
-                if self._start_shared(connection, exchange, now):
+                if Member(self, connection, exchange).start(now):
                     break
                 self._change(self._core.give_back, exchange, now)
         if connection.shared is None:
@@ -294,7 +294,7 @@ class Agent:
     def _still_good(self, connection: Connection, exchange: Exchange, now: float) -> bool:
         """Look at a connection that served before: is there anything in it, and is it alive?"""
         if connection.shared is not None:
-            return self._still_good_shared(connection, exchange, now)
+            return Member(self, connection, exchange).still_good(now)
         wire: Wire = connection.transport
         connection.check_idle(now)
         if not wire.peek():
@@ -378,7 +378,7 @@ class Agent:
         key = exchange.plan.key
         for connection in self._core.living():
             if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
-                crew: Crew = connection.transport
+                crew, member = connection.transport, Member(self, connection, exchange)
                 try:
                     if not crew.lead(exchange):
                         continue
@@ -386,12 +386,12 @@ class Agent:
                     deadline = min(limit, connection.next_deadline())
                     if exchange.ticket is not None and waiter.dialling is None and not self._core.abandoned:
                         crew.wait(deadline, now)
-                    self._read(connection, exchange)
+                    member.read()
                     waiter.call = None
-                    self._leave(connection, exchange)
+                    member.leave()
                 except BaseException:
                     waiter.call = None
-                    self._struck_shared(connection, exchange)
+                    member.struck()
                     raise
                 return True
         return False
@@ -548,7 +548,7 @@ class Agent:
 
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
         if connection.shared is not None:
-            self._send_body_shared(exchange, body, connection)
+            Member(self, connection, exchange).send_body(body)
             return
         wire: Wire = connection.transport
         while exchange.holding and exchange.lease is not None:
@@ -581,7 +581,7 @@ class Agent:
                 continue  # another thread has just read the end of it
             connection: Connection = lease.connection
             if connection.shared is not None:
-                self._pump_shared(connection, exchange)
+                Member(self, connection, exchange).pump()
             else:
                 self._turn(connection, exchange)
         if exchange.lease is not None and exchange.switched is None:
@@ -637,35 +637,6 @@ class Agent:
         if freed and (self._core.heard or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
-    # --- Shared connections -------------------------------------------------------------------------------------------
-
-    def _still_good_shared(self, connection: Connection, exchange: Exchange, now: float) -> bool:
-        crew: Crew = connection.transport
-        self._look_in(connection, exchange, now)
-        if now >= connection.next_deadline():
-            crew.change(connection.check_idle, now)
-        return connection.refuses(now) is None
-
-    def _look_in(self, connection: Connection, exchange: Exchange, now: float) -> None:
-        """Take what lies unread in the socket, unless somebody reads there anyway."""
-        crew: Crew = connection.transport
-        found: list[Found] = []
-        try:
-            if not crew.lead(exchange):
-                return
-            while connection.dead is None and crew.peek():
-                buffer = self._borrow()
-                read = crew.read(buffer, now)
-                self._buffers.append(buffer)
-                if read is not None:
-                    found.append(read)
-            self._leave(connection, exchange)
-            for one in found:
-                self._deliver(connection, exchange, one, now)
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
-
     def _needs_other(self, exchange: Exchange, now: float) -> bool:
         if not exchange.head.upgrade:
             return False
@@ -673,170 +644,12 @@ class Agent:
         self._change(self._core.needs_other, exchange, now)
         return exchange.lease is not lease
 
-    def _start_shared(self, connection: Connection, exchange: Exchange, now: float) -> bool:
-        """Begin an exchange; returns False if the connection, which was granted, takes no more."""
-        crew: Crew = connection.transport
-        if not crew.do(self._start_unless_refused, connection, exchange, now):
-            return False
-        if exchange.plan.inactivity is not None:
-            crew.hurry()
-        if exchange.error is not None:
-            self._act(connection, exchange, _nothing)
-        return True
-
-    def _start_unless_refused(self, connection: Connection, exchange: Exchange, now: float) -> bool:
-        if connection.refuses(now) is not None:
-            return False
-        self._core.start(exchange, now)
-        return True
-
-    def _send_body_shared(self, exchange: Exchange, body: Body, connection: Connection) -> None:
-        try:
-            while exchange.holding and _wanted(exchange):
-                self._turn_shared(connection, exchange, lambda: exchange.holding and _wanted(exchange))
-            self._leave(connection, exchange)
-            if _wanted(exchange):
-                self._send_pieces(exchange, body, connection)
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
-
-    def _send_pieces(self, exchange: Exchange, body: Body, connection: Connection) -> None:
-        crew: Crew = connection.transport
-
-        def waiting() -> bool:
-            return (crew.full or exchange.blocked) and _wanted(exchange)
-
-        with contextlib.closing(body.pieces()) as pieces:
-            for piece in pieces:
-                if not crew.do(connection.send_body, exchange, piece, time.monotonic()):
-                    break
-                while waiting():
-                    self._turn_shared(connection, exchange, waiting)
-                # A peer that reads as fast as we write never makes us wait: look whether it has answered.
-                self._look_in(connection, exchange, time.monotonic())
-                if not _wanted(exchange):
-                    break
-                self._leave(connection, exchange)  # the next piece may take its time
-        self._act(connection, exchange, connection.end_body, exchange, time.monotonic())
-
-    def _pump_shared(self, connection: Connection, exchange: Exchange) -> None:
-        try:
-            while not exchange.ready:
-                self._turn_shared(connection, exchange, lambda: not exchange.ready)
-            self._leave(connection, exchange)
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
-
-    def _turn_tunnel(
-        self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float
-    ) -> None:
-        """Wait once on behalf of what was taken over."""
-        try:
-            self._turn_shared(connection, exchange, waiting, limit)
-            self._leave(connection, exchange)
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
-
-    def _turn_shared(
-        self, connection: Connection, exchange: Exchange, waiting: Callable[[], bool], limit: float = math.inf
-    ) -> None:
-        """
-        Wait once for something to happen, if still needed: as the leader for the socket, else to be woken.
-
-        The caller has the exchange `leave` afterwards, in whatever way this ends.
-        """
-        crew: Crew = connection.transport
-        now = time.monotonic()
-        if not crew.lead(exchange):
-            crew.follow(exchange, min(exchange.deadline, limit) - now, waiting)
-            now = time.monotonic()
-            if now >= exchange.deadline and not exchange.ready:
-                self._act(connection, exchange, connection.handle_timeout, now)
-            return
-        deadline = min(connection.next_deadline(), limit)
-        if now < deadline:
-            if not waiting():  # the leader before has seen to it
-                return
-            crew.wait(deadline, now)
-        self._read(connection, exchange)
-        if self._core.abandoned:
-            crew.promote()
-            self._drop_abandoned()
-
-    def _read(self, connection: Connection, exchange: Exchange) -> None:
-        """Take what one read gives, as the leader, who leads no more then."""
-        crew: Crew = connection.transport
-        now = time.monotonic()
-        buffer = self._borrow()
-        found = crew.read(buffer, now)
-        self._buffers.append(buffer)
-        crew.resign(exchange)
-        if found is not None:
-            self._deliver(connection, exchange, found, now)
-
-    def _act(self, connection: Connection, exchange: Exchange, change: Callable[..., object], *arguments: Any) -> None:
-        """Change a shared connection, and do what comes of it."""
-        crew: Crew = connection.transport
-        now = time.monotonic()
-        self._deliver(connection, exchange, crew.act(now, change, *arguments), now)
-
-    def _deliver(self, connection: Connection, exchange: Exchange, found: Found, now: float) -> None:
-        """Carry the connection's news over to the core, and wake those whose exchange is ready."""
-        crew: Crew = connection.transport
-        if connection.sessions:
-            crew.promote()  # the store is the user's, and so are callbacks
-            self._core.keep_sessions(connection, exchange, crew.change(connection.take_sessions))
-        if found.news is not None:
-            self._change(self._core.settle_shared, connection, found.news, now)
-        for other in found.ready:
-            if other is not exchange:
-                crew.wake(other)
-        news = found.news
-        if news is not None and (self._core.heard or any(map(self._core.listening, news.ended))):
-            crew.promote()
-            self._tell(connection, news)
-
-    def _leave(self, connection: Connection, exchange: Exchange) -> None:
-        """Stop waiting on a shared connection, and see to it that somebody reads there if any thread needs that."""
-        crew: Crew = connection.transport
-        if not crew.leave(exchange) and self._waiters:
-            self._rouse(connection.plan.key)
-
-    def _struck_shared(self, connection: Connection, exchange: Exchange) -> None:
-        """An exception came: nothing is held any more, and what may have been found and not told is told anew."""
-        crew: Crew = connection.transport
-        self._leave(connection, exchange)
-        crew.wake_all()
-        self._act(connection, exchange, connection.tell_anew)
-
-    def _tell(self, connection: Connection, news: News) -> None:
-        shared, key, info = connection.shared, connection.plan.key.digest, cast("ConnectionInfo", connection.info)
-        assert shared is not None
-        crew: Crew = connection.transport
-        farewell = crew.change(shared.take_farewell) if shared.farewell is not None else None
-        if farewell is not None:
-            self._core.emit(GoAway(key, info, *farewell))
-        if news.dead is None:
-            for ended in news.ended:
-                self._core.emit(Freed(key, info), ended)
-
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         stream = exchange.stream
         if stream is None:
             return exchange.take_chunks(time.monotonic())
         crew: Crew = stream.connection.transport
         return crew.do(_taken, stream.connection, exchange, time.monotonic())
-
-    def _drop_shared(self, exchange: Exchange, connection: Connection) -> None:
-        try:
-            self._act(connection, exchange, connection.drop, exchange, time.monotonic(), "dropped")
-            self._leave(connection, exchange)
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
 
     def _drop_abandoned(self) -> None:
         """Give up exchanges whose response was collected unread; not before that is done they are off the list."""
@@ -874,18 +687,13 @@ class Agent:
         self._after(connection, exchange, time.monotonic())
 
     def _hang_up_stream(self, exchange: Exchange, stream: Stream) -> None:
-        connection = stream.connection
-        try:
-            self._act(connection, exchange, stream.hang_up, "close")
-        except BaseException:
-            self._struck_shared(connection, exchange)
-            raise
+        Member(self, stream.connection, exchange).hang_up(stream)
         self._settle_own(exchange)
 
     def _drop(self, exchange: Exchange) -> None:
         stream = exchange.stream  # once: another thread may be at it
         if stream is not None:
-            self._drop_shared(exchange, stream.connection)
+            Member(self, stream.connection, exchange).drop()
         if exchange.ticket is not None or exchange.lease is not None:
             self._change(self._core.give_up, exchange, time.monotonic())
 
@@ -1152,11 +960,6 @@ class Agent:
         if exc_type is not None:
             self.destroy()
         self.close()
-
-
-def _wanted(exchange: Exchange) -> bool:
-    """Whether the upload is still wanted."""
-    return exchange.lease is not None and exchange.error is None and not exchange.upload_stopped
 
 
 def _taken(connection: Connection, exchange: Exchange, now: float) -> list[bytes]:

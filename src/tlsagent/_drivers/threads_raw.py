@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsagent._body import PIECE
+from tlsagent._drivers.member import Member
 from tlsagent.errors import ConnectionLost, ReadTimeout, SendTimeout, TLSAgentError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class StreamCarrier:
                 return False
             return crew.full or link.blocked if sending else not (tunnel.held or tunnel.ended)
 
-        self._agent._turn_tunnel(link.connection, self._exchange, waiting, limit)
+        Member(self._agent, link.connection, self._exchange).turn_tunnel(waiting, limit)
 
 
 class RawConnection:
