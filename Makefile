@@ -29,7 +29,7 @@ imports: $(READY)
 
 tests: $(READY) peers
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	.ci/tests
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -679,6 +679,7 @@ def look_for_a_broken_promise(machine: type[CoreMachine]) -> None:
         )
 
 
+@pytest.mark.timeout(240)  # some are found late, and coverage makes that later
 @pytest.mark.parametrize("defect", CORE_DEFECTS, ids=lambda defect: defect.__name__)
 def test_machine_finds_defective_core(defect):
     """A core that breaks a promise does not pass."""

@@ -309,7 +309,7 @@ def leaving(name, number):
     return "with " in line or (line.strip() == "try:" and "with " in linecache.getline(name, number - 1))
 
 def strike_at(number, work):
-    # Run with an exception raised at the number-th line of the two rooms; whether that came.
+    # Run with an exception raised at the number-th line of the three rooms; whether that came.
     left = number
     def local(frame, event, argument):
         nonlocal left
@@ -320,7 +320,8 @@ def strike_at(number, work):
                 raise Struck
         return local
     def trace(frame, event, argument):
-        mine = frame.f_code.co_filename.endswith(("crew.py", "member.py", "threads.py")) and frame.f_code.co_name != "__del__"
+        rooms = ("crew.py", "member.py", "threads.py")
+        mine = frame.f_code.co_filename.endswith(rooms) and frame.f_code.co_name != "__del__"
         return local if mine else None
     sys.settrace(trace)
     try:
