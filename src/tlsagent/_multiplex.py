@@ -205,7 +205,7 @@ class Multiplex:
 
     Args:
         engine: A fresh one.
-        ping_interval, ping_timeout: Seconds, or None, as in `Http2Options`.
+        limits: Windows and the times of PING.
         now: The time.
 
     Attributes:
@@ -262,7 +262,7 @@ class Multiplex:
     @property
     def waiting(self) -> bool:
         """Whether it waits for the peer: for responses, or to have places back."""
-        return bool(self._streams or self._held) or self._engine.asking
+        return self.busy or self._engine.asking
 
     @property
     def draining(self) -> bool:
