@@ -177,16 +177,16 @@ class News(NamedTuple):
     What a shared connection has to say to the agent, taken in one moment.
 
     Attributes:
-        serial: Which news are newer: threads may carry them over in another order.
+        serial: Which capacity is newer: threads may carry news over in another order.
         ended: Exchanges that have ended.
-        capacity: How many it may carry at a time.
+        capacity: How many it may carry at a time, if that has changed.
         leaving: Why it is to take no further one, or None.
         dead: Why it can carry nothing more, or None.
     """
 
     serial: int
     ended: list[Exchange]
-    capacity: int
+    capacity: int | None
     leaving: str | None
     dead: str | None
 
@@ -356,24 +356,22 @@ class Connection:
         """Return what is to be written to the socket."""
         engine = self._engine
         if self.shared is not None and self.dead is None:
-            self._encrypt(self.shared)
+            plaintext = self.shared.data_to_send()
+            if plaintext:
+                engine.write(plaintext)
         if not engine.unsent:
             return b""
         data = engine.data_to_send()
         self.bytes_sent += len(data)
         return data
 
-    def _encrypt(self, shared: Multiplex) -> None:
-        data = shared.data_to_send()
-        if data:
-            self._engine.write(data)
-
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due, infinity for never."""
-        exchange = self.exchange
-        deadline = exchange.deadline if exchange is not None else math.inf
         if self.shared is not None:
             deadline = self.shared.next_deadline()
+        else:
+            exchange = self.exchange
+            deadline = exchange.deadline if exchange is not None else math.inf
         if self._inactivity is not None:
             return min(deadline, self._last_activity + self._inactivity)
         return deadline
@@ -538,21 +536,21 @@ class Connection:
         """Return what a shared connection has to say to the agent, None if that is nothing new."""
         shared = self.shared
         assert shared is not None
-        capacity, leaving = self.capacity, self._why_leaving(shared, now)
-        if not shared.ended and capacity == self._told_capacity and leaving is None and self.dead is None:
+        capacity, leaving = self.capacity, self.refuses(now)
+        if not shared.ended and capacity == self._told_capacity and leaving is None:
             return None
         ended, shared.ended = shared.ended, []
-        self._serial += 1
-        self._told_capacity = capacity
-        return News(self._serial, ended, capacity, leaving, self.dead)
+        changed = capacity != self._told_capacity
+        if changed:
+            self._serial += 1
+            self._told_capacity = capacity
+        return News(self._serial, ended, capacity if changed else None, leaving, self.dead)
 
     def refuses(self, now: float) -> str | None:
-        """Return why no exchange may begin on it, None if one may."""
-        if self.dead is None and self.shared is not None:
-            return self._why_leaving(self.shared, now)
-        return self.dead
-
-    def _why_leaving(self, shared: Multiplex, now: float) -> str | None:
+        """Return why no further exchange may begin on it, None if one may, or if it carries one at a time."""
+        shared = self.shared
+        if self.dead is not None or shared is None:
+            return self.dead
         if shared.draining:
             return "goaway"
         most = self._limits.max_requests
@@ -629,7 +627,9 @@ class Connection:
         """End it in good order: close_notify is ready to be sent, and GOAWAY before it where that is due."""
         if self.shared is not None and self.dead is None:
             self.shared.close()
-            self._encrypt(self.shared)
+            farewell = self.shared.data_to_send()
+            if farewell:
+                self._engine.write(farewell)
         self.dead = self.dead or reason
         self._engine.close()
 

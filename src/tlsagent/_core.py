@@ -297,7 +297,9 @@ class AgentCore:
             user=exchange,
         )
         if isinstance(got, Lease):
-            if not got.may_be_stale and (why := _why_leaving(got.connection, now)) is not None:
+            connection = got.connection
+            # One that carries nothing is looked at by the driver, once nobody else may take it.
+            if connection.shared is not None and not got.may_be_stale and (why := connection.refuses(now)) is not None:
                 self.pool.release(got, now, reusable=False, reason=why)
                 return self.acquire(exchange, now)
             exchange.lease = got
@@ -367,10 +369,11 @@ class AgentCore:
     def settle_shared(self, connection: Connection, news: News, now: float) -> None:
         """Take over what a shared connection has to say."""
         why = news.dead or news.leaving
-        if why is None and news.serial > connection.told:
-            # Before the leases come back: they may make room that is no more.
-            self.pool.set_capacity(connection, news.capacity, now)
-        connection.told = max(connection.told, news.serial)
+        if news.capacity is not None and news.serial > connection.told:
+            connection.told = news.serial
+            if why is None:
+                # Before the leases come back: they may make room that is no more.
+                self.pool.set_capacity(connection, news.capacity, now)
         for exchange in news.ended:
             if self._coalescing is not None and exchange.response is not None and exchange.response.status == 421:
                 self._coalescing.misdirected(exchange)
@@ -770,11 +773,6 @@ def _remember(memo: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
     memo[key] = value
     if len(memo) > most:
         memo.popitem(last=False)
-
-
-def _why_leaving(connection: Connection, now: float) -> str | None:
-    """Return why a connection that is in use takes no further exchange: one that is not shared is looked at later."""
-    return None if connection.shared is None else connection.refuses(now)
 
 
 _MAY_BE_FILES: Final = frozenset({"ca", "cert", "crl", "dhparam", "key", "pfx"})

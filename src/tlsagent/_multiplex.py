@@ -277,7 +277,8 @@ class Multiplex:
     @property
     def capacity(self) -> int:
         """How many exchanges it may carry at a time."""
-        return self._engine.capacity + self._engine.streams
+        engine, carried = self._engine, len(self._streams)
+        return carried if engine.draining or engine.limit < carried else engine.limit
 
     def data_to_send(self) -> bytes:
         """Return what is to be encrypted and sent; to be taken only when it can be written."""
@@ -328,7 +329,7 @@ class Multiplex:
         if not engine.greeted:
             # How many streams the peer takes is in its SETTINGS: until then one has to do (RFC 9113, 5.1.2).
             return not self._streams and exchange.head.protocol is None
-        return engine.capacity > 0
+        return engine.limit > len(self._streams)
 
     def _open(self, stream: Stream, now: float) -> None:
         exchange = stream.exchange
@@ -478,7 +479,8 @@ class Multiplex:
         if self._streams.pop(stream.id, None) is None and stream in self._held:
             self._held.remove(stream)
         self.ended.append(exchange)
-        stream.note()
+        if not stream._noted:
+            stream.note()
 
     # --- What comes in ------------------------------------------------------------------------------------------------
 
@@ -578,9 +580,10 @@ class Multiplex:
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due."""
-        if not self.waiting:
-            return math.inf
-        return min(self._due, self._ping_due()) if self.busy else self._ping_due()
+        if not (self._streams or self._held):
+            return self._ping_due() if self._engine.asking else math.inf
+        ping_due = self._ping_due() if self._pinged_at is not None else self._heard_at + self._ping_interval
+        return min(self._due, ping_due)
 
     def _ping_due(self) -> float:
         if self._pinged_at is None:

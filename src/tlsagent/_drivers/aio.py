@@ -441,22 +441,21 @@ class AsyncAgent:
                 self._core.give_back(exchange, now)
                 self._carry_out(now)
                 return False
-        if connection.shared is not None and self._core.needs_other(exchange, now):
+        shared = connection.shared
+        if shared is not None and exchange.head.upgrade and self._core.needs_other(exchange, now):
             self._carry_out(now)
             return False
         self._core.start(exchange, now)
         if self._core.heard or exchange.trace is not None:
             self._core.tell_started(exchange)
-        shared = connection.shared
-        if shared is None or shared.carried == 1:
+        alone = shared is None or shared.carried == 1
+        if alone:
             protocol.flush()
         else:
             protocol.flush_soon()
         if connection.ended is not None or (shared is not None and shared.touched):
             protocol.advance(now)
-        elif (shared is None or shared.carried == 1 or exchange.deadline < self._timer_at) and (
-            self._core.watch(connection) < self._timer_at
-        ):
+        elif (alone or exchange.deadline < self._timer_at) and self._core.watch(connection) < self._timer_at:
             self._arm(now)
         return True
 

@@ -189,6 +189,11 @@ class HTTP2Engine(Protocol):
         ...
 
     @property
+    def limit(self) -> int:
+        """How many streams there may be at a time, open ones included, if it were not draining."""
+        ...
+
+    @property
     def asking(self) -> bool:
         """Whether places of streams that were reset wait for the answer to a PING."""
         ...

@@ -241,6 +241,8 @@ class H2Engine:
     Attributes:
         name: The layer's.
         draining: Whether no stream may be opened any more.
+        greeted: Whether the peer's SETTINGS have come.
+        limit: How many streams there may be at a time, while it is not draining.
         connect_protocol: Whether the peer takes extended CONNECT (RFC 8441).
     """
 
@@ -270,6 +272,8 @@ class H2Engine:
         "_streams",
         "connect_protocol",
         "draining",
+        "greeted",
+        "limit",
         "name",
     )
 
@@ -281,7 +285,7 @@ class H2Engine:
         self._left: dict[int, int] = {}  # bytes of streams that have ended, for which no credit was given yet
         self._blocked: dict[int, None] = {}  # streams whose window was found shut, longest first
         self._last_id = -1
-        self._max_streams = min(limits.max_streams, _ASSUMED_STREAMS)
+        self._max_streams = self.limit = min(limits.max_streams, _ASSUMED_STREAMS)
         self._resets = 0  # places that are kept for streams that were reset
         self._resets_pinged = 0  # those of them that the PING under way will free
         self._reset_ping: bytes | None = None
@@ -291,7 +295,7 @@ class H2Engine:
         self._refilled_at = 0.0
         self._earned = 0
         self._replies = 0
-        self._greeting: bytes | None = b""  # the first bytes of the peer, until its SETTINGS have come
+        self._greeting = b""  # the first bytes of the peer, until its SETTINGS have come
         self._goaway: int | None = None
         self._closing = False  # GOAWAY was sent
         self._dead = False  # nothing is read any more
@@ -299,6 +303,7 @@ class H2Engine:
         self._now = 0.0
         self._sink: Any = None  # set while `receive_data` runs
         self.draining = False
+        self.greeted = False
         self.connect_protocol = False
 
     # --- Requests -----------------------------------------------------------------------------------------------------
@@ -314,16 +319,9 @@ class H2Engine:
         return self._reset_ping is not None
 
     @property
-    def greeted(self) -> bool:
-        """Whether the peer's SETTINGS have come."""
-        return self._greeting is None
-
-    @property
     def capacity(self) -> int:
         """How many streams may be opened now."""
-        if self.draining:
-            return 0
-        return max(0, self._max_streams - len(self._streams) - self._resets)
+        return 0 if self.draining else max(0, self.limit - len(self._streams))
 
     def start(self) -> None:
         """Say hello; what to send is in `data_to_send`."""
@@ -338,7 +336,7 @@ class H2Engine:
         """Send the head of a request; returns the number of its stream."""
         if self.draining:
             raise ConnectionLost(f"the connection takes no more requests{self._why()}", code="ERR_HTTP2_GOAWAY_SESSION")
-        if self.capacity <= 0:
+        if len(self._streams) >= self.limit:
             raise LocalProtocolError(
                 f"the connection has no room for another stream ({self._max_streams} at a time)",
                 code="ERR_HTTP2_OUT_OF_STREAMS",
@@ -425,12 +423,11 @@ class H2Engine:
             assert size <= stream.got - stream.read, "more was read than has come"
             stream.read += size
         else:
-            left = self._left.get(stream_id, 0)
-            size = min(size, left)
-            if size == left:
-                self._left.pop(stream_id, None)
-            else:
+            left = self._left.pop(stream_id, 0)
+            if size < left:
                 self._left[stream_id] = left - size
+            else:
+                size = left
         if size and not self._dead:
             self._layer.credit(stream_id, size)
 
@@ -454,9 +451,13 @@ class H2Engine:
 
     def _note_reset(self) -> None:
         self._resets += 1
+        self._find_limit()
         if self._reset_ping is None and not self.draining:
             self._resets_pinged = self._resets
             self._reset_ping = self._send_ping(b"r")
+
+    def _find_limit(self) -> None:
+        self.limit = max(0, self._max_streams - self._resets)
 
     def _forget(self, stream_id: int, stream: _Stream) -> None:
         del self._streams[stream_id]
@@ -473,9 +474,8 @@ class H2Engine:
             return
         self._now = now
         self._sink = sink
-        greeting = self._greeting
-        if greeting is not None:
-            self._greeting = greeting + bytes(data[: _SHOWN - len(greeting)])
+        if not self.greeted:
+            self._greeting += bytes(data[: _SHOWN - len(self._greeting)])
             self._refilled_at = now
         try:
             self._layer.receive(data, self)
@@ -505,9 +505,8 @@ class H2Engine:
         self._dead = self.draining = True
         self._layer.goaway(fault.code)
         message = str(fault)
-        greeting = self._greeting
-        if greeting is not None and greeting[:5] == b"HTTP/":
-            message = f"the server does not speak HTTP/2, though it has agreed to: it sent {quoted(greeting)}"
+        if self._greeting[:5] == b"HTTP/":
+            message = f"the server does not speak HTTP/2, though it has agreed to: it sent {quoted(self._greeting)}"
         for stream_id, stream in list(self._streams.items()):
             error = RemoteProtocolError(message, code="ERR_HTTP2_SESSION_ERROR")
             self._fail(stream_id, stream, error, self._sink)
@@ -628,12 +627,14 @@ class H2Engine:
         """Take the peer's settings."""
         self._reply()
         limit = settings.get(_MAX_CONCURRENT_STREAMS)
-        if limit is not None or self._greeting is not None:
+        if limit is not None or not self.greeted:
             most = self._limits.max_streams
             most = most if limit is None else min(limit, most)
             self._moved = self._moved or most != self._max_streams
             self._max_streams = most
-        self._greeting = None
+            self._find_limit()
+        self._greeting = b""
+        self.greeted = True
         if _ENABLE_CONNECT_PROTOCOL in settings:
             taken = settings[_ENABLE_CONNECT_PROTOCOL] == 1
             if self.connect_protocol and not taken:
@@ -651,6 +652,7 @@ class H2Engine:
         """Take the answer to a PING."""
         if payload == self._reset_ping:
             self._resets -= self._resets_pinged
+            self._find_limit()
             self._resets_pinged = self._resets
             self._reset_ping = self._send_ping(b"r") if self._resets else None
             self._moved = True

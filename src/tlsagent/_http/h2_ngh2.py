@@ -17,6 +17,7 @@ What ngh2 does not do, or does later, shapes this module:
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
@@ -26,7 +27,7 @@ from tlsagent._http.h2 import FRAME_SIZE, ConnectionFault, ErrorCode, H2Engine, 
 from tlsagent.errors import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tlsagent._http.h2 import FrameSink
     from tlsagent._http.messages import Field
@@ -38,6 +39,7 @@ _MAX_HEAD: Final = 2**24
 _FIELD_OVERHEAD: Final = 32
 _FRAME_HEAD: Final = 9
 _INITIAL_WINDOW: Final = 65_535
+_uint32: Final = struct.Struct(">I").unpack_from
 
 
 class Ngh2Layer:
@@ -145,7 +147,7 @@ class Ngh2Layer:
 
     def credit(self, stream_id: int, size: int) -> None:
         """Let the peer send more."""
-        if not self._ended():
+        if not (self._closed or (self._leaving and self._ended())):
             self._connection.acknowledge_received_data(size, stream_id)
 
     def ping(self, payload: bytes) -> None:
@@ -170,7 +172,7 @@ class Ngh2Layer:
 
     def receive(self, data: bytes | memoryview, sink: FrameSink) -> None:
         """Take bytes."""
-        if self._ended():
+        if self._closed or (self._leaving and self._ended()):
             return
         data = self._whole_frames(data)
         if not data:
@@ -185,15 +187,21 @@ class Ngh2Layer:
         except ngh2.NGH2Error as exc:
             self._closed = True
             fault = exc
-        events = connection.events()
+        events: Sequence[Any] = connection.events()
         if events and type(events[-1]) is ngh2.ConnectionClosed:
             self._closed = True
         for event in events:
-            take = _EVENTS.get(type(event))
-            if take is not None:
-                take(self, event, sink)
+            kind = type(event)
+            if kind is ngh2.ResponseReceived:
+                sink.response_received(event.stream_id, event.headers, event.end_stream)
+            elif kind is ngh2.DataReceived:
+                sink.data_received(event.stream_id, event.data, event.end_stream)
             else:
-                sink.control_received()
+                take = _EVENTS.get(kind)
+                if take is not None:
+                    take(self, event, sink)
+                else:
+                    sink.control_received()
         if fault is not None:
             code = (
                 ErrorCode.ENHANCE_YOUR_CALM
@@ -215,7 +223,7 @@ class Ngh2Layer:
         end = len(data)
         wanted = _FRAME_HEAD
         while end - at >= _FRAME_HEAD:
-            length = int.from_bytes(data[at : at + 3], "big")
+            length = _uint32(data, at)[0] >> 8
             if length > FRAME_SIZE:
                 return data
             wanted = _FRAME_HEAD + length
@@ -229,12 +237,6 @@ class Ngh2Layer:
         view = memoryview(data)  # a copy of what one read has brought would double the cost of a download
         buffer += view[at:]
         return view[:at]
-
-    def _take_response(self, event: ngh2.ResponseReceived, sink: FrameSink) -> None:
-        sink.response_received(event.stream_id, event.headers, event.end_stream)
-
-    def _take_data(self, event: ngh2.DataReceived, sink: FrameSink) -> None:
-        sink.data_received(event.stream_id, event.data, event.end_stream)
 
     def _take_informational(self, event: ngh2.InformationalResponseReceived, sink: FrameSink) -> None:
         sink.informational_received(event.stream_id, event.headers)
@@ -280,8 +282,6 @@ class Ngh2Layer:
 
 
 _EVENTS: Final[dict[type[Any], Callable[[Ngh2Layer, Any, FrameSink], None]]] = {
-    ngh2.ResponseReceived: Ngh2Layer._take_response,
-    ngh2.DataReceived: Ngh2Layer._take_data,
     ngh2.StreamClosed: Ngh2Layer._take_stream_end,
     ngh2.InformationalResponseReceived: Ngh2Layer._take_informational,
     ngh2.TrailersReceived: Ngh2Layer._take_trailers,
