@@ -268,8 +268,9 @@ def over(client: Client) -> bool:
 def same(one: Client, one_sinks, two: Client, two_sinks) -> bool:
     if told(one, one_sinks) != told(two, two_sinks):
         return False
-    if over(one) and over(two) and (one.error is None) != (two.error is None):
-        return True
+    if over(one) and over(two) and ((one.error is None) != (two.error is None) or one.sink.goaways != two.sink.goaways):
+        fewer, more = sorted((one.sink.goaways, two.sink.goaways), key=len)
+        return more[: len(fewer)] == fewer
     return outcome(one) == outcome(two) and code(one) == code(two)
 
 
