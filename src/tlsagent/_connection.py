@@ -356,7 +356,7 @@ class Connection:
         """Return what is to be written to the socket."""
         engine = self._engine
         if self.shared is not None and self.dead is None:
-            plaintext = self.shared.data_to_send()
+            plaintext = self.shared.engine.data_to_send()
             if plaintext:
                 engine.write(plaintext)
         if not engine.unsent:
@@ -551,7 +551,7 @@ class Connection:
         shared = self.shared
         if self.dead is not None or shared is None:
             return self.dead
-        if shared.draining:
+        if shared.engine.draining:
             return "goaway"
         most = self._limits.max_requests
         if most is not None and self.requests >= most:
@@ -594,7 +594,7 @@ class Connection:
 
         A peer may take its leave, or send bytes that nobody asked for, in the same breath as its Finished.
         """
-        if self.shared is not None and self.shared.draining and self.dead is None:
+        if self.shared is not None and self.shared.engine.draining and self.dead is None:
             return ConnectionLost(
                 "the server took its leave (GOAWAY) before it had a request",
                 phase="handshake",
@@ -627,7 +627,7 @@ class Connection:
         """End it in good order: close_notify is ready to be sent, and GOAWAY before it where that is due."""
         if self.shared is not None and self.dead is None:
             self.shared.close()
-            farewell = self.shared.data_to_send()
+            farewell = self.shared.engine.data_to_send()
             if farewell:
                 self._engine.write(farewell)
         self.dead = self.dead or reason
@@ -718,7 +718,11 @@ class Connection:
             self._raw.plaintext_received(data, now)
             return
         if self.shared is not None:
-            self._receive_shared(self.shared, data, now)
+            try:
+                self.shared.receive_data(data, now)
+            except RequestError as error:
+                self.error = self.error or error
+                self.close("error")
             return
         exchange = self.exchange
         if exchange is None or self._http is None:
@@ -729,13 +733,6 @@ class Connection:
         exchange.received = True
         self._http.receive_data(data, exchange)
         self._settle(exchange, now)
-
-    def _receive_shared(self, shared: Multiplex, data: bytes, now: float) -> None:
-        try:
-            shared.receive_data(data, now)
-        except RequestError as error:
-            self.error = self.error or error
-            self.close("error")
 
     def plaintext_ended(self, clean: bool, now: float) -> None:
         """Pass on the end of the plaintext."""

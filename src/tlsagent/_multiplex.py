@@ -209,6 +209,7 @@ class Multiplex:
         now: The time.
 
     Attributes:
+        engine: Who speaks HTTP/2; what it has to send is to be taken only when it can be written.
         now: The time of the last feed.
         touched: Streams on which something came or changed since `take_touched`.
         ended: News: exchanges that have ended here.
@@ -218,7 +219,6 @@ class Multiplex:
     __slots__ = (
         "_disowned",
         "_due",
-        "_engine",
         "_heard_at",
         "_held",
         "_high_water",
@@ -227,13 +227,14 @@ class Multiplex:
         "_pinged_at",
         "_streams",
         "ended",
+        "engine",
         "farewell",
         "now",
         "touched",
     )
 
     def __init__(self, engine: HTTP2Engine, limits: Http2Options, now: float) -> None:
-        self._engine = engine
+        self.engine = engine
         self._ping_interval = math.inf if limits.ping_interval is None else limits.ping_interval
         self._ping_timeout = math.inf if limits.ping_timeout is None else limits.ping_timeout
         # Credit is given back half a window at a time: what is read less than that does not let the peer go on.
@@ -250,11 +251,6 @@ class Multiplex:
         engine.start()
 
     @property
-    def name(self) -> str:
-        """Name of the engine."""
-        return self._engine.name
-
-    @property
     def busy(self) -> bool:
         """Whether it carries any exchange."""
         return bool(self._streams or self._held)
@@ -262,12 +258,7 @@ class Multiplex:
     @property
     def waiting(self) -> bool:
         """Whether it waits for the peer: for responses, or to have places back."""
-        return self.busy or self._engine.asking
-
-    @property
-    def draining(self) -> bool:
-        """Whether no further exchange may begin."""
-        return self._engine.draining
+        return self.busy or self.engine.asking
 
     @property
     def carried(self) -> int:
@@ -277,12 +268,8 @@ class Multiplex:
     @property
     def capacity(self) -> int:
         """How many exchanges it may carry at a time."""
-        engine, carried = self._engine, len(self._streams)
+        engine, carried = self.engine, len(self._streams)
         return carried if engine.draining or engine.limit < carried else engine.limit
-
-    def data_to_send(self) -> bytes:
-        """Return what is to be encrypted and sent; to be taken only when it can be written."""
-        return self._engine.data_to_send()
 
     def take_touched(self) -> list[Exchange]:
         """Return the exchanges on which something came or changed."""
@@ -311,7 +298,7 @@ class Multiplex:
         self.now = now
         if not self._streams and now >= self._heard_at + self._ping_interval:
             if not self._held:  # one PING for all: those that come later must not put off the verdict
-                self._engine.ping()
+                self.engine.ping()
                 self._pinged_at = now
         elif not self._held and self._ready_for(stream):
             self._open(stream, now)
@@ -321,7 +308,7 @@ class Multiplex:
         self._due = min(self._due, exchange.deadline)
 
     def _ready_for(self, stream: Stream) -> bool:
-        engine = self._engine
+        engine = self.engine
         if engine.draining:
             return True
         exchange = stream.exchange
@@ -338,7 +325,7 @@ class Multiplex:
         end = not body and not exchange.request_trailers if isinstance(body, bytes) or body is None else False
         head = exchange.head
         try:
-            stream.id = self._engine.open(head, stream, end and head.method != b"CONNECT", protocol=head.protocol)
+            stream.id = self.engine.open(head, stream, end and head.method != b"CONNECT", protocol=head.protocol)
         except RequestError as error:
             if not (isinstance(error, ConnectionLost) and self._turn_away(stream, exchange, str(error), now)):
                 exchange.fail(error, now)
@@ -405,7 +392,7 @@ class Multiplex:
 
     def _push(self, stream: Stream, exchange: Exchange, now: float) -> None:
         """Send what the windows let out of what is outgoing."""
-        engine, data = self._engine, stream.outgoing
+        engine, data = self.engine, stream.outgoing
         over = False
         try:
             while data and (room := engine.window(stream.id)):
@@ -436,7 +423,7 @@ class Multiplex:
         """Give credit for what was read of a body; `deadline` is what its exchange has now."""
         owed, stream.owed = stream.owed, 0
         if owed and not self._disowned:
-            self._engine.consumed(stream.id, owed)
+            self.engine.consumed(stream.id, owed)
         self._due = min(self._due, deadline)
 
     def drop(self, exchange: Exchange, now: float) -> None:
@@ -449,7 +436,7 @@ class Multiplex:
             self._give_up(stream, CANCEL)
         elif stream.owed and not self._disowned:
             stream.owed = 0
-            self._engine.reset(stream.id)
+            self.engine.reset(stream.id)
         exchange.stream = None
 
     def hang_up(self, stream: Stream) -> None:
@@ -457,14 +444,14 @@ class Multiplex:
         if stream.over:
             return
         assert stream.tunnel is not None
-        if stream.id in self._streams and not stream.outgoing and self._engine.end_request(stream.id):
+        if stream.id in self._streams and not stream.outgoing and self.engine.end_request(stream.id):
             self._end(stream)
         else:
             self._give_up(stream, CANCEL)
 
     def _give_up(self, stream: Stream, code: int) -> None:
         if stream.id:
-            self._engine.reset(stream.id, code)
+            self.engine.reset(stream.id, code)
             stream.owed = 0
         self._end(stream)
 
@@ -493,14 +480,14 @@ class Multiplex:
         """
         self.now = self._heard_at = now
         try:
-            self._engine.receive_data(data, now, self)
+            self.engine.receive_data(data, now, self)
         finally:
             self._look(now)
 
     def receive_eof(self, clean: bool, now: float) -> None:
         """Take the end of the plaintext: what is not complete fails."""
         self.now = now
-        self._engine.receive_eof(clean, now, self)
+        self.engine.receive_eof(clean, now, self)
         self._look(now)
 
     def _look(self, now: float) -> None:
@@ -511,7 +498,7 @@ class Multiplex:
                 continue
             # Also while the request is not sent: a peer that answers before it has read all waits for us, we for it.
             if stream.owed and (exchange.awaiting is Awaiting.END or exchange.sent_at is None):
-                self._engine.consumed(stream.id, stream.owed)
+                self.engine.consumed(stream.id, stream.owed)
                 stream.owed = 0
             if stream.over:
                 continue
@@ -533,7 +520,7 @@ class Multiplex:
         """Open what was held back as far as there is room; turn away the rest, once it is known that there is none."""
         while self._held and self._ready_for(self._held[0]):
             self._open(self._held.pop(0), now)
-        if self._engine.greeted:
+        if self.engine.greeted:
             for stream in self._held[:]:
                 assert stream.exchange is not None
                 self._turn_away(stream, stream.exchange, "the connection has no room for it", now)
@@ -581,7 +568,7 @@ class Multiplex:
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is due."""
         if not (self._streams or self._held):
-            return self._ping_due() if self._engine.asking else math.inf
+            return self._ping_due() if self.engine.asking else math.inf
         ping_due = self._ping_due() if self._pinged_at is not None else self._heard_at + self._ping_interval
         return min(self._due, ping_due)
 
@@ -598,7 +585,7 @@ class Multiplex:
         if not self.waiting or now < self._ping_due():
             return None
         if self._pinged_at is None:
-            self._engine.ping()
+            self.engine.ping()
             self._pinged_at = now
             return None
         return ConnectionLost(
@@ -637,13 +624,13 @@ class Multiplex:
                 stream.error = own
             exchange.fail(own, now)
         # Its streams are what would tie engine and connection into a cycle.
-        self._engine.receive_eof(False, now, self)
+        self.engine.receive_eof(False, now, self)
         for stream in self._held[:]:
             self._end(stream)
 
     def close(self) -> None:
         """Take leave: GOAWAY is in `data_to_send`."""
-        self._engine.close()
+        self.engine.close()
 
     def disown(self) -> list[Exchange]:
         """Return what it carries or has to report, and forget it."""

@@ -163,7 +163,8 @@ def test_user_code_is_not_run_by_who_reads(server, agent, threads):
         for _ in range(3):
             yield b"%d" % other()
 
-    agent.on(events.Freed, lambda _event: len(others) == 3 and other())
+    once = iter([True])  # two threads may have an event at a time
+    agent.on(events.Freed, lambda _event: len(others) == 3 and next(once, False) and other())
 
     assert agent.request("POST", server.url + "/echo", content=pieces(), timeouts=20).content == b"200200200"
     assert len(others) == 4
@@ -385,4 +386,4 @@ def test_struck_at_every_line(server, run: Callable[..., Any], work, delay):
     """
     told = run(server, AT_EVERY_LINE, WORK=work, DELAY=delay, STEP=1)
 
-    assert told[0]["lines"] > 100
+    assert told[0]["lines"] > 60

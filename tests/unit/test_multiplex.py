@@ -159,7 +159,7 @@ def test_engine_is_named(pair):
     """What speaks HTTP/2 is known of the connection."""
     both = pair()
 
-    assert both.connection.info.http_engine == both.shared.name == both.core.options.http2_engine
+    assert both.connection.info.http_engine == both.shared.engine.name == both.core.options.http2_engine
 
 
 # -- A stream's fault is not the connection's
@@ -725,7 +725,7 @@ def test_closed_connection_says_goodbye(pair):
     both.turn()
 
     assert (both.streams.client_left, both.peer.client_ended) == (NO_ERROR, "close_notify")
-    assert both.shared.draining
+    assert both.shared.engine.draining
 
 
 def test_request_that_comes_too_late(pair):

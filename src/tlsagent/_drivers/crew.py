@@ -32,7 +32,7 @@ import math
 import select
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from tlsagent._drivers.sockets import LONGEST_WAIT, wait
 from tlsagent._drivers.waiting import Waiter, WakeUp
@@ -52,18 +52,8 @@ _SENDER: Final = "sender"
 _CLOSER: Final = object()
 """Leads where the descriptor is closed."""
 
-
-class Found(NamedTuple):
-    """
-    What came of a change.
-
-    Attributes:
-        ready: Exchanges whose threads are to go on.
-        news: What the agent is to be told, if anything.
-    """
-
-    ready: list[Exchange]
-    news: News | None
+Found: TypeAlias = "tuple[list[Exchange], News | None]"
+"""What came of a change: exchanges whose threads are to go on, and what the agent is to be told."""
 
 
 class Crew:
@@ -148,7 +138,15 @@ class Crew:
             if self._pending or self._posts.setdefault(_SENDER, me) is not me:
                 result = self.change(change, *arguments)
             else:
-                result, data = self.change(self._changed, change, arguments)
+                connection = self._connection()
+                assert connection is not None
+                with self._lock:
+                    try:
+                        result = change(*arguments)
+                        data = connection.data_to_send() if self._mute is None else b""
+                    except BaseException:
+                        self._break()
+                        raise
                 if data:
                     self._write(data)
                 del self._posts[_SENDER]
@@ -162,27 +160,13 @@ class Crew:
         self.flush()
         return result
 
-    def _changed(self, change: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T, bytes]:
-        result = change(*arguments)
-        return result, b"" if self._mute is not None else self.connection.data_to_send()
-
     def act(self, now: float, change: Callable[..., object], *arguments: Any) -> Found:
         """Do what changes the connection, and return what came of it."""
         return self.do(self._acted, now, change, arguments)
 
     def _acted(self, now: float, change: Callable[..., object], arguments: tuple[Any, ...]) -> Found:
         change(*arguments)
-        return self._look(now)
-
-    def _look(self, now: float) -> Found:
-        shared = self.connection.shared
-        assert shared is not None
-        ready = []
-        for exchange in shared.take_touched():
-            if exchange.ready or exchange.nudged:
-                exchange.nudged = False
-                ready.append(exchange)
-        return Found(ready, self.connection.take_news(now))
+        return _look(self.connection, now)
 
     def _break(self) -> None:
         """End the connection: nobody knows what of it is half done. Call with the lock held."""
@@ -276,7 +260,8 @@ class Crew:
 
     def resign(self, exchange: Exchange) -> None:
         """Lead no more. Idempotent."""
-        self._give_up(_LEADER, exchange)
+        if self._posts.get(_LEADER) is exchange:
+            del self._posts[_LEADER]
         if self._closing:
             self._finish()
 
@@ -330,12 +315,12 @@ class Crew:
             if got is None and now < self.connection.next_deadline():
                 self.flush()
                 return None
-            return self.act(now, self._take_in, buffer, got, now)
+            return self.do(self._take_in, buffer, got, now)
         except BaseException:
             self._spoil()
             raise
 
-    def _take_in(self, buffer: memoryview, got: int | OSError | None, now: float) -> None:
+    def _take_in(self, buffer: memoryview, got: int | OSError | None, now: float) -> Found:
         connection = self.connection
         if isinstance(got, OSError):
             connection.receive_error(got, now)
@@ -345,6 +330,7 @@ class Crew:
             connection.receive_eof(now)
         if now >= connection.next_deadline():
             connection.handle_timeout(now)
+        return _look(connection, now)
 
     # --- Waiting ------------------------------------------------------------------------------------------------------
 
@@ -372,8 +358,9 @@ class Crew:
         Idempotent.
         """
         self._followers.pop(exchange, None)
-        self.resign(exchange)
-        return self.promote()
+        if self._posts.get(_LEADER) is exchange or self._closing:
+            self.resign(exchange)
+        return self.promote() if self._followers else _LEADER in self._posts
 
     def wake(self, exchange: Exchange) -> None:
         """Wake the thread that waits for an exchange, if it sleeps."""
@@ -425,3 +412,14 @@ class Crew:
         self._wake_up = None
         self._wire.disown()
         self.wake_all()
+
+
+def _look(connection: Connection, now: float) -> Found:
+    shared = connection.shared
+    assert shared is not None
+    ready = []
+    for exchange in shared.take_touched():
+        if exchange.ready or exchange.nudged:
+            exchange.nudged = False
+            ready.append(exchange)
+    return ready, connection.take_news(now)

@@ -2,7 +2,7 @@
 A thread's part in the crew of a shared connection: what it does there for one exchange.
 
 Whoever waits, reads or sends here has the exchange `leave` afterwards. What a change has brought, the connection's news
-and the exchanges that are ready, is carried on by `deliver`; an exception on the way is `struck`.
+and the exchanges that are ready, is carried on by `_deliver`; an exception on the way is `struck`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from tlsagent._body import Body
 from tlsagent.events import Freed, GoAway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._body import Body
     from tlsagent._connection import Connection, ConnectionInfo, News
     from tlsagent._drivers.crew import Crew, Found
     from tlsagent._drivers.threads import Agent
@@ -41,61 +41,96 @@ class Member:
 
     # --- A request ----------------------------------------------------------------------------------------------------
 
-    def still_good(self, now: float) -> bool:
-        """Look at a connection that lay idle: is there anything in it, and is it alive?"""
-        self.look_in(now)
-        if now >= self._connection.next_deadline():
-            self._crew.change(self._connection.check_idle, now)
-        return self._connection.refuses(now) is None
-
-    def look_in(self, now: float) -> None:
-        """Take what lies unread in the socket, unless somebody reads there anyway."""
-        agent, crew = self._agent, self._crew
-        found: list[Found] = []
+    def perform(self, now: float) -> bool:
+        """
+        Send the request and wait until what the caller waits for is here; returns False if the connection, which was
+        granted, will not do: nothing was sent.
+        """
+        exchange, core = self._exchange, self._agent._core
         try:
-            if not crew.lead(self._exchange):
-                return
-            while self._connection.dead is None and crew.peek():
-                buffer = agent._borrow()
-                read = crew.read(buffer, now)
-                agent._buffers.append(buffer)
-                if read is not None:
-                    found.append(read)
+            if not self._begin(now):
+                self.leave()
+                return False
+            if core.heard or exchange.trace is not None:
+                self.leave()
+                core.tell_started(exchange)
+            if isinstance(exchange.body, Body):
+                self._send_body(exchange.body)
+            while not exchange.ready:
+                self._turn(self._waiting)
             self.leave()
-            for one in found:
-                self.deliver(one, now)
+        except BaseException:
+            self.struck()
+            raise
+        return True
+
+    def pump(self) -> None:
+        """Wait until what the caller waits for is here."""
+        exchange = self._exchange
+        try:
+            while not exchange.ready:
+                self._turn(self._waiting)
+            self.leave()
         except BaseException:
             self.struck()
             raise
 
-    def start(self, now: float) -> bool:
-        """Begin the exchange; returns False if the connection, which was granted, takes no more."""
-        if not self._crew.do(self._start_unless_refused, now):
+    def _waiting(self) -> bool:
+        return not self._exchange.ready
+
+    def _begin(self, now: float) -> bool:
+        exchange = self._exchange
+        if exchange.head.upgrade and self._needs_other(now):
             return False
-        if self._exchange.plan.inactivity is not None:
+        if exchange.lease.may_be_stale:
+            self._look_in(now)
+        if not self._crew.do(self._start, now):
+            return False
+        if exchange.plan.inactivity is not None:
             self._crew.hurry()
-        if self._exchange.error is not None:
+        if exchange.error is not None:
+            self.leave()
             self._act(_nothing)
         return True
 
-    def _start_unless_refused(self, now: float) -> bool:
+    def _start(self, now: float) -> bool:
+        if self._exchange.lease.may_be_stale:
+            self._connection.check_idle(now)
         if self._connection.refuses(now) is not None:
             return False
         self._agent._core.start(self._exchange, now)
         return True
 
-    def send_body(self, body: Body) -> None:
+    def _look_in(self, now: float) -> None:
+        """Take what lies unread in the socket, unless somebody else reads there anyway; leads then, as a rule."""
+        agent, crew = self._agent, self._crew
+        found: list[Found] = []
+        if not crew.lead(self._exchange):
+            return
+        while self._connection.dead is None and crew.peek():
+            buffer = agent._borrow()
+            read = crew.read(buffer, now)
+            agent._buffers.append(buffer)
+            if read is not None:
+                found.append(read)
+        if found:
+            self.leave()
+            for one in found:
+                self._deliver(one, now)
+
+    def _needs_other(self, now: float) -> bool:
+        lease = self._exchange.lease
+        self._agent._change(self._agent._core.needs_other, self._exchange, now)
+        return self._exchange.lease is not lease
+
+    def _send_body(self, body: Body) -> None:
         """Send the body piece by piece, as far as it is wanted."""
         exchange = self._exchange
-        try:
-            while exchange.holding and _wanted(exchange):
-                self._turn(lambda: exchange.holding and _wanted(exchange))
-            self.leave()
-            if _wanted(exchange):
-                self._send_pieces(body)
-        except BaseException:
-            self.struck()
-            raise
+        while exchange.holding and _wanted(exchange):
+            self._turn(lambda: exchange.holding and _wanted(exchange))
+        self.leave()
+        if _wanted(exchange):
+            self._send_pieces(body)
 
     def _send_pieces(self, body: Body) -> None:
         connection, crew, exchange = self._connection, self._crew, self._exchange
@@ -110,22 +145,23 @@ class Member:
                 while waiting():
                     self._turn(waiting)
                 # A peer that reads as fast as we write never makes us wait: look whether it has answered.
-                self.look_in(time.monotonic())
+                self._look_in(time.monotonic())
                 if not _wanted(exchange):
                     break
                 self.leave()  # the next piece may take its time
+        self.leave()
         self._act(connection.end_body, exchange, time.monotonic())
 
-    def pump(self) -> None:
-        """Wait until what the caller waits for is here."""
-        exchange = self._exchange
+    def drop(self) -> None:
+        """Give up the exchange, or what was not read of one that has ended."""
         try:
-            while not exchange.ready:
-                self._turn(lambda: not exchange.ready)
+            self._act(self._connection.drop, self._exchange, time.monotonic(), "dropped")
             self.leave()
         except BaseException:
             self.struck()
             raise
+
+    # --- A tunnel -----------------------------------------------------------------------------------------------------
 
     def turn_tunnel(self, waiting: Callable[[], bool], limit: float) -> None:
         """Wait once on behalf of what was taken over."""
@@ -140,15 +176,6 @@ class Member:
         """End what was taken over."""
         try:
             self._act(stream.hang_up, "close")
-        except BaseException:
-            self.struck()
-            raise
-
-    def drop(self) -> None:
-        """Give up the exchange, or what was not read of one that has ended."""
-        try:
-            self._act(self._connection.drop, self._exchange, time.monotonic(), "dropped")
-            self.leave()
         except BaseException:
             self.struck()
             raise
@@ -184,7 +211,7 @@ class Member:
         agent._buffers.append(buffer)
         crew.resign(self._exchange)
         if found is not None:
-            self.deliver(found, now)
+            self._deliver(found, now)
 
     def leave(self) -> None:
         """Stop waiting here, and see to it that somebody reads if any thread needs that."""
@@ -202,22 +229,22 @@ class Member:
     def _act(self, change: Callable[..., object], *arguments: Any) -> None:
         """Change the connection, and do what comes of it."""
         now = time.monotonic()
-        self.deliver(self._crew.act(now, change, *arguments), now)
+        self._deliver(self._crew.act(now, change, *arguments), now)
 
-    def deliver(self, found: Found, now: float) -> None:
+    def _deliver(self, found: Found, now: float) -> None:
         """Carry the connection's news over to the core, and wake those whose exchange is ready."""
         connection, crew, core = self._connection, self._crew, self._agent._core
+        ready, news = found
         if connection.sessions:
-            crew.promote()  # the store is the user's, and so are callbacks
+            self.leave()  # the store is the user's, and so are callbacks
             core.keep_sessions(connection, self._exchange, crew.change(connection.take_sessions))
-        news = found.news
         if news is not None:
             self._agent._change(core.settle_shared, connection, news, now)
-        for other in found.ready:
+        for other in ready:
             if other is not self._exchange:
                 crew.wake(other)
         if news is not None and (core.heard or any(map(core.listening, news.ended))):
-            crew.promote()
+            self.leave()
             self._tell(news)
 
     def _tell(self, news: News) -> None:

@@ -274,27 +274,23 @@ class Agent:
                 return
             connection: Connection = exchange.lease.connection
             now = time.monotonic()
-            if exchange.lease.may_be_stale and not self._still_good(connection, exchange, now):
-                self._change(self._core.give_back, exchange, now)
-            elif connection.shared is None:
-                break
-            elif not self._needs_other(exchange, now):
-                if Member(self, connection, exchange).start(now):
+            if connection.shared is not None:
+                if Member(self, connection, exchange).perform(now):
                     break
+            elif not exchange.lease.may_be_stale or self._still_good(connection, now):
+                self._core.start(exchange, now)
+                connection.transport.flush(connection, now)
+                if self._core.heard or exchange.trace is not None:
+                    self._core.tell_started(exchange)
+                if isinstance(exchange.body, Body):
+                    self._send_body(exchange, exchange.body, connection)
+                break
+            if exchange.lease is not None:
                 self._change(self._core.give_back, exchange, now)
-        if connection.shared is None:
-            self._core.start(exchange, now)
-            connection.transport.flush(connection, now)
-        if self._core.heard or exchange.trace is not None:
-            self._core.tell_started(exchange)
-        if isinstance(exchange.body, Body):
-            self._send_body(exchange, exchange.body, connection)
         self._pump(exchange)
 
-    def _still_good(self, connection: Connection, exchange: Exchange, now: float) -> bool:
+    def _still_good(self, connection: Connection, now: float) -> bool:
         """Look at a connection that served before: is there anything in it, and is it alive?"""
-        if connection.shared is not None:
-            return Member(self, connection, exchange).still_good(now)
         wire: Wire = connection.transport
         connection.check_idle(now)
         if not wire.peek():
@@ -547,9 +543,6 @@ class Agent:
     # --- Sending and receiving ----------------------------------------------------------------------------------------
 
     def _send_body(self, exchange: Exchange, body: Body, connection: Connection) -> None:
-        if connection.shared is not None:
-            Member(self, connection, exchange).send_body(body)
-            return
         wire: Wire = connection.transport
         while exchange.holding and exchange.lease is not None:
             self._turn(connection, exchange)
@@ -636,13 +629,6 @@ class Agent:
             raise
         if freed and (self._core.heard or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
-
-    def _needs_other(self, exchange: Exchange, now: float) -> bool:
-        if not exchange.head.upgrade:
-            return False
-        lease = exchange.lease
-        self._change(self._core.needs_other, exchange, now)
-        return exchange.lease is not lease
 
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
         stream = exchange.stream
