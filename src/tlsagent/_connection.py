@@ -536,7 +536,8 @@ class Connection:
         """Return what a shared connection has to say to the agent, None if that is nothing new."""
         shared = self.shared
         assert shared is not None
-        capacity, leaving = self.capacity, self.refuses(now)
+        capacity = shared.capacity if self._limits.max_requests is None else self.capacity
+        leaving = self.refuses(now)
         if not shared.ended and capacity == self._told_capacity and leaving is None:
             return None
         ended, shared.ended = shared.ended, []

@@ -594,7 +594,10 @@ class Agent:
         deadline = connection.next_deadline()
         if wait and now < deadline:
             wire.wait(deadline - now)
-        buffer = self._buffers.pop() if self._buffers else self._borrow()
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:  # no call of its own for that: this is on the way of every request
+            buffer = self._borrow()
         try:
             now = time.monotonic()
             wire.receive(connection, buffer, now)

@@ -196,7 +196,7 @@ class Ngh2Layer:
                 sink.response_received(event.stream_id, event.headers, event.end_stream)
             elif kind is ngh2.DataReceived:
                 sink.data_received(event.stream_id, event.data, event.end_stream)
-            else:
+            elif kind is not ngh2.StreamClosed or event.error_code or event.local_error is not None:
                 take = _EVENTS.get(kind)
                 if take is not None:
                     take(self, event, sink)
@@ -247,10 +247,10 @@ class Ngh2Layer:
     def _take_reset(self, event: ngh2.StreamReset, sink: FrameSink) -> None:
         sink.reset_received(event.stream_id, event.error_code)
 
-    def _take_stream_end(self, event: ngh2.StreamClosed, sink: FrameSink) -> None:
+    def _take_bad_end(self, event: ngh2.StreamClosed, sink: FrameSink) -> None:
         if event.local_error is not None:
             sink.stream_unsent(event.stream_id)
-        elif event.error_code:
+        else:
             name = code_name(event.error_code)
             sink.stream_broken(event.stream_id, f"the server broke HTTP/2 on this stream ({name})")
 
@@ -282,7 +282,7 @@ class Ngh2Layer:
 
 
 _EVENTS: Final[dict[type[Any], Callable[[Ngh2Layer, Any, FrameSink], None]]] = {
-    ngh2.StreamClosed: Ngh2Layer._take_stream_end,
+    ngh2.StreamClosed: Ngh2Layer._take_bad_end,
     ngh2.InformationalResponseReceived: Ngh2Layer._take_informational,
     ngh2.TrailersReceived: Ngh2Layer._take_trailers,
     ngh2.StreamReset: Ngh2Layer._take_reset,
