@@ -21,7 +21,8 @@ from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange
 from tlsagent._http.engines import http1_engine
 from tlsagent._http.messages import request_head
-from tlsagent._options import AgentOptions, Http1Options
+from tlsagent._limits import Http1Options
+from tlsagent._options import AgentOptions
 from tlsagent._pool import Lease
 from tlsagent._tls.engine import TLSEngine
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from tlsagent._exchange import Timings as Timings
     from tlsagent._http.messages import Headers as Headers
     from tlsagent._http.messages import ResponseHead as ResponseHead
+    from tlsagent._limits import Http1Options as Http1Options
+    from tlsagent._limits import Http2Options as Http2Options
+    from tlsagent._limits import Timeouts as Timeouts
+    from tlsagent._option_rules import UNSET as UNSET
     from tlsagent._option_rules import Psk as Psk
-    from tlsagent._options import UNSET as UNSET
     from tlsagent._options import AgentOptions as AgentOptions
     from tlsagent._options import ConnectionOptions as ConnectionOptions
-    from tlsagent._options import Http1Options as Http1Options
-    from tlsagent._options import Http2Options as Http2Options
     from tlsagent._options import ServerOptionWarning as ServerOptionWarning
-    from tlsagent._options import Timeouts as Timeouts
     from tlsagent._proxy import Proxy as Proxy
     from tlsagent._response import Response as Response
     from tlsagent._secure_context import create_secure_context as create_secure_context
@@ -85,16 +85,9 @@ _HOMES = {
     "_drivers.threads_response": ("StreamResponse",),
     "_exchange": ("Timings",),
     "_http.messages": ("Headers", "ResponseHead"),
-    "_option_rules": ("Psk",),
-    "_options": (
-        "UNSET",
-        "AgentOptions",
-        "ConnectionOptions",
-        "Http1Options",
-        "Http2Options",
-        "ServerOptionWarning",
-        "Timeouts",
-    ),
+    "_limits": ("Http1Options", "Http2Options", "Timeouts"),
+    "_option_rules": ("UNSET", "Psk"),
+    "_options": ("AgentOptions", "ConnectionOptions", "ServerOptionWarning"),
     "_proxy": ("Proxy",),
     "_response": ("Response",),
     "_secure_context": ("create_secure_context",),

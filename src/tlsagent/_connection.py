@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP1Engine, HTTP2Engine
     from tlsagent._identity import Plan, Secured
-    from tlsagent._options import Http2Options
+    from tlsagent._limits import Http2Options
     from tlsagent._tls.certificates import PeerCertificate
     from tlsagent._tls.context import SecureContext
     from tlsagent._tls.engine import HandshakeFacts

@@ -29,17 +29,9 @@ from tlsagent._exchange import Exchange, Redirected
 from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
 from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
-from tlsagent._options import (
-    DEFAULTS,
-    UNSET,
-    AgentOptions,
-    ConnectionOptions,
-    Http1Options,
-    Timeouts,
-    Unset,
-    build,
-    warn_of_server_options,
-)
+from tlsagent._limits import Http1Options, Timeouts
+from tlsagent._option_rules import UNSET, Unset
+from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions, build, warn_of_server_options
 from tlsagent._pool import Connect, Effect, Lease, Pool, Refuse, Ticket
 from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tlsagent._connection import Connection
     from tlsagent._identity import Plan
-    from tlsagent._options import Timeouts
+    from tlsagent._limits import Timeouts
     from tlsagent._pool import Attempt
 
 _TIMEOUT_ERRORS: Final[dict[Phase, tuple[type[RequestTimeout], str]]] = {

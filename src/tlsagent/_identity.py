@@ -19,18 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from tlsagent import _material
-from tlsagent._options import (
-    DEFAULTS,
-    AgentOptions,
-    ConnectionOptions,
-    ContextHandle,
-    Lookup,
-    PskCallback,
-    is_ip_address,
-    protocol_range,
-    refuse_server_protocol,
-    to_ascii,
-)
+from tlsagent._option_rules import ContextHandle, Lookup, PskCallback, is_ip_address, protocol_range, to_ascii
+from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions, refuse_server_protocol
 from tlsagent.errors import LocalProtocolError, OptionError, OptionTypeError, quoted
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP2Engine
     from tlsagent._http.messages import Headers, ResponseHead
-    from tlsagent._options import Http2Options
+    from tlsagent._limits import Http2Options
 
 NO_ERROR: Final = 0x00
 CANCEL: Final = 0x08

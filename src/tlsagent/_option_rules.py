@@ -126,7 +126,7 @@ _LONGEST_PSK_IDENTITY: Final = 127
 # --- Rules: one value in, its canonical form out ----------------------------------------------------------------------
 
 
-def _boolean(name: str, value: object) -> bool:
+def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise wrong_type(name, "True or False", value)
     return value
@@ -180,10 +180,18 @@ def _count_or_zero(name: str, value: object) -> int | None:
     return count(name, value, least=0)
 
 
-def _bounded(name: str, value: object) -> int | None:
-    if value is None:
+def whole(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
         raise wrong_type(name, "a whole number", value)
-    return count(name, value, least=0)
+    if value < least:
+        raise OptionRangeError(f"{name} must be at least {least}, not {value}")
+    if most is not None and value > most:
+        raise OptionRangeError(f"{name} must be at most {most}, not {value}")
+    return value
+
+
+def _whole_or_zero(name: str, value: object) -> int:
+    return whole(name, value, least=0)
 
 
 def _one_of(*allowed: str) -> Rule:
@@ -491,9 +499,9 @@ def to_ascii(name: str, host: str) -> str:
 
 
 CONNECTION_RULES: Final[Mapping[str, Rule]] = {
-    "allow_partial_trust_chain": _boolean,
+    "allow_partial_trust_chain": boolean,
     "alpn_protocols": _alpn_protocols,
-    "auto_select_family": _boolean,
+    "auto_select_family": boolean,
     "auto_select_family_attempt_timeout": _attempt_timeout,
     "ca": _ca,
     "cert": _cert,
@@ -503,9 +511,9 @@ CONNECTION_RULES: Final[Mapping[str, Rule]] = {
     "crl": _crl,
     "dhparam": _dhparam,
     "ecdh_curve": _ecdh_curve,
-    "enable_trace": _boolean,
+    "enable_trace": boolean,
     "family": _family,
-    "honor_cipher_order": _boolean,
+    "honor_cipher_order": boolean,
     "host": _host,
     "local_address": _local_address,
     "local_port": _local_port,
@@ -513,15 +521,15 @@ CONNECTION_RULES: Final[Mapping[str, Rule]] = {
     "max_version": _version,
     "min_dh_size": _min_dh_size,
     "min_version": _version,
-    "no_delay": _boolean,
+    "no_delay": boolean,
     "passphrase": _passphrase,
     "path": _path,
     "pins": _pins,
     "port": _port,
     "psk_callback": _callable,
-    "reject_unauthorized": _boolean,
-    "request_cert": _boolean,
-    "request_ocsp": _boolean,
+    "reject_unauthorized": boolean,
+    "request_cert": boolean,
+    "request_ocsp": boolean,
     "secure_context": _secure_context,
     "secure_options": _secure_options,
     "secure_protocol": _secure_protocol,
@@ -536,7 +544,7 @@ CONNECTION_RULES: Final[Mapping[str, Rule]] = {
     "verifier": _one_of("openssl"),
 }
 AGENT_RULES: Final[Mapping[str, Rule]] = {
-    "keep_alive": _boolean,
+    "keep_alive": boolean,
     "max_sockets": count,
     "max_total_sockets": count,
     "max_free_sockets": _count_or_zero,
@@ -546,9 +554,9 @@ AGENT_RULES: Final[Mapping[str, Rule]] = {
     "max_requests_per_socket": count,
     "keep_alive_hint_margin": margin,
     "dial_delay": duration,
-    "max_cached_sessions": _bounded,
+    "max_cached_sessions": _whole_or_zero,
     "session_store": _store,
-    "retry": _boolean,
+    "retry": boolean,
     "http1_engine": _one_of("auto", "h11", "httptools"),
     "http2_engine": _one_of("auto", "h2", "ngh2"),
     "max_response_size": count,

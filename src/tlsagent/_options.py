@@ -1,10 +1,9 @@
 """
 The options: what a user may say, checked and made canonical when it is said.
 
-`ConnectionOptions` describes one TLS connection, `AgentOptions` adds how connections are pooled, `Timeouts` how long
-each phase may take. All three are frozen, and every field defaults to `UNSET`: "say nothing, take the layer below".
-`merged_over` is the only merge. What a value *means* for the pool key is decided in `_identity`, what OpenSSL makes of
-it in `_tls.context`.
+`ConnectionOptions` describes one TLS connection, `AgentOptions` adds how connections are pooled. Both are frozen, and
+every field defaults to `UNSET`: "say nothing, take the layer below". `merged_over` is the only merge. What a value
+*means* for the pool key is decided in `_identity`, what OpenSSL makes of it in `_tls.context`.
 
 A field is one line in `_option_rules`: a function from what the user gave to the one canonical, immutable, hashable
 form. Later code need not check again.
@@ -13,42 +12,36 @@ form. Later code need not check again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict, TypeVar, cast
 
 from tlsagent import _material
+from tlsagent._limits import LIMIT_RULES, Http1Options, Http2Options, Timeouts
 from tlsagent._option_rules import (
     AGENT_RULES,
     CONNECTION_RULES,
     NULLABLE,
+    UNSET,
     VERSIONS,
+    CheckServerIdentity,
+    ContextHandle,
+    Lookup,
     OptionsHandle,
+    PskCallback,
+    PskServerCallback,
     Rule,
-    count,
-    duration,
-    margin,
+    SniCallback,
+    Source,
+    Unset,
+    Version,
+    protocol_range,
     show,
-    wrong_type,
 )
-from tlsagent._option_rules import UNSET as UNSET
-from tlsagent._option_rules import CheckServerIdentity as CheckServerIdentity
-from tlsagent._option_rules import ContextHandle as ContextHandle
-from tlsagent._option_rules import Lookup as Lookup
-from tlsagent._option_rules import Psk as Psk
-from tlsagent._option_rules import PskCallback as PskCallback
-from tlsagent._option_rules import PskServerCallback as PskServerCallback
-from tlsagent._option_rules import Role as Role
-from tlsagent._option_rules import SniCallback as SniCallback
-from tlsagent._option_rules import Source as Source
-from tlsagent._option_rules import Unset as Unset
-from tlsagent._option_rules import Version as Version
-from tlsagent._option_rules import is_ip_address as is_ip_address
-from tlsagent._option_rules import protocol_range as protocol_range
-from tlsagent._option_rules import to_ascii as to_ascii
 from tlsagent._proxy import Proxy, proxy_of
-from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
+from tlsagent.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
     import os
@@ -78,28 +71,7 @@ _RIVALS: Final = (
     ("pfx", frozenset({"cert", "key"})),
 )
 
-
-def _timeouts(_name: str, value: object) -> Timeouts:
-    return Timeouts.of(value)
-
-
-def _http1(name: str, value: object) -> Http1Options:
-    if not isinstance(value, Http1Options):
-        raise wrong_type(name, "an Http1Options", value)
-    return value
-
-
-def _http2(name: str, value: object) -> Http2Options:
-    if not isinstance(value, Http2Options):
-        raise wrong_type(name, "an Http2Options", value)
-    return value
-
-
 _Options = TypeVar("_Options", bound="ConnectionOptions")
-
-
-def _settle(options: Any, name: str, value: object) -> None:
-    object.__setattr__(options, name, value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -247,12 +219,12 @@ class ConnectionOptions(OptionsHandle):
             if rule is None:
                 raise NotImplementedError(f"{name} is not supported yet; leave it out")
             if value is not None or name not in NULLABLE:
-                _settle(self, name, rule(name, value))
+                object.__setattr__(self, name, rule(name, value))
         passphrase = self.passphrase if isinstance(self.passphrase, str) else None
         for name, parse in _NEED_PASSPHRASE.items():
             value = getattr(self, name)
             if value is not UNSET and value is not None:
-                _settle(self, name, parse(value, passphrase))
+                object.__setattr__(self, name, parse(value, passphrase))
         self._check_combinations()
         self._seal()
 
@@ -304,13 +276,14 @@ class ConnectionOptions(OptionsHandle):
 
     def _seal(self) -> None:
         values = tuple(getattr(self, name) for name in self.field_names())
-        _settle(self, "_values", values)
-        _settle(self, "_hash", hash(values))
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_hash", hash(values))
 
     @classmethod
+    @functools.cache
     def field_names(cls) -> tuple[str, ...]:
         """Return the names of all options, in the order of declaration."""
-        return _field_names(cls)
+        return tuple(field.name for field in dataclasses.fields(cls) if not field.name.startswith("_"))
 
     def merged_over(self: _Options, lower: ConnectionOptions) -> _Options:
         """
@@ -332,12 +305,12 @@ class ConnectionOptions(OptionsHandle):
         if self.proxy:
             dropped |= {"path", "socket"}
         for name in self.field_names():
-            value = getattr(self, name)
+            value, below = getattr(self, name), getattr(lower, name, UNSET)
             if value is UNSET and name not in dropped:
-                value = getattr(lower, name, UNSET)
-            elif isinstance(value, Timeouts):
-                value = value.merged_over(getattr(lower, name, _NOTHING_SAID) or _NOTHING_SAID)
-            _settle(merged, name, value)
+                value = below
+            elif isinstance(value, Timeouts) and isinstance(below, Timeouts):
+                value = value.merged_over(below)
+            object.__setattr__(merged, name, value)
         merged._check_combinations()
         merged._seal()
         return merged
@@ -364,161 +337,6 @@ class ConnectionOptions(OptionsHandle):
 _SECRETS: Final = frozenset({"passphrase", "session"})
 _NEED_PASSPHRASE: Final[Mapping[str, Any]] = {"key": _material.private_keys, "pfx": _material.pfx_bundles}
 _SOUND_DH_BITS: Final = 2048
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """
-    How long each phase of a request may take, in seconds; None means no limit, `UNSET` takes the layer below.
-
-    `queue` and `total` belong to the request. `lookup`, `connect`, `tunnel` and `handshake` belong to the connection
-    attempt, which may serve another request than the one that caused it. None of them is in the pool key.
-
-    Attributes:
-        queue: Waiting for a connection to become free. Default 30.
-        lookup: Resolving the name. Default 10.
-        connect: Reaching the address. Default 10.
-        tunnel: Opening the proxy's tunnel. Default 10.
-        handshake: The TLS handshake as a whole. Default 10.
-        send: Between two moments at which the peer accepts bytes of the request. Default 30.
-        response: From the end of the request to the head of the response. Default 60.
-        read: Between two reads of the response's body. Default 60.
-        total: From the call to the last byte. Default None.
-    """
-
-    queue: float | Unset | None = UNSET
-    lookup: float | Unset | None = UNSET
-    connect: float | Unset | None = UNSET
-    tunnel: float | Unset | None = UNSET
-    handshake: float | Unset | None = UNSET
-    send: float | Unset | None = UNSET
-    response: float | Unset | None = UNSET
-    read: float | Unset | None = UNSET
-    total: float | Unset | None = UNSET
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not UNSET:
-                _settle(self, field.name, duration(f"timeouts.{field.name}", value))
-
-    @classmethod
-    def of(cls, value: object) -> Timeouts:
-        """Return `value` as Timeouts: a plain number means `total`, None no limit at all."""
-        if isinstance(value, Timeouts):
-            return value
-        if value is None:
-            return cls(**dict.fromkeys((f.name for f in dataclasses.fields(cls)), None))
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise wrong_type("timeouts", "a Timeouts, a number of seconds or None", value)
-        return cls(total=value)
-
-    def merged_over(self, lower: Timeouts) -> Timeouts:
-        """Return these timeouts laid over `lower`."""
-        if self is lower or lower == _NOTHING_SAID:
-            return self
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Timeouts(**{name: getattr(lower, name) if value is UNSET else value for name, value in values.items()})
-
-
-_NOTHING_SAID: Final = Timeouts()
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Http1Options:
-    """
-    Limits on what an HTTP/1.1 peer may send, and patience with it. Not in the pool key.
-
-    Attributes:
-        max_head_size: Bytes of a response head, trailers and chunk headers included. Default 65,536.
-        max_informational: 1xx responses before the final one. Default 16.
-        expect_continue_wait: Seconds that the body of a request with `expect_continue=True` waits for a 100 (Continue)
-            or a final response, before it is sent without one: servers may ignore the expectation (RFC 9110, 10.1.1).
-            0 sends it at once. Default 1.
-    """
-
-    max_head_size: int = 65_536
-    max_informational: int = 16
-    expect_continue_wait: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_head_size", "max_informational"):
-            if count(f"http1.{name}", getattr(self, name)) is None:
-                raise wrong_type(f"http1.{name}", "a whole number", None)
-        _settle(self, "expect_continue_wait", margin("http1.expect_continue_wait", self.expect_continue_wait))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Http2Options:
-    """
-    Windows of an HTTP/2 connection, and limits on what its peer may do. Not in the pool key.
-
-    The budget for control frames is one bucket: each PING, SETTINGS, PRIORITY, empty DATA and unknown frame takes one
-    out of it, and so does each WINDOW_UPDATE beyond four for every frame of a body that was sent. Whoever empties it
-    gets GOAWAY with ENHANCE_YOUR_CALM.
-
-    Attributes:
-        stream_window: Bytes of a response body that may wait for their consumer, from 1 to 2,147,483,647. Default
-            1,048,576.
-        connection_window: Bytes of all bodies of a connection that may wait for their consumers before its streams hold
-            up one another, from 65,535 to 1,073,741,823. The peer may send twice as many. Default 67,108,864.
-        max_streams: Requests at a time on one connection; the peer's own limit may be lower. Default 1,000.
-        max_header_list_size: Bytes of a header list, counted as in RFC 9113, 6.5.2: 32 more for each field. The
-            informational responses before a final one must fit into it together. Default 65,536.
-        max_continuations: CONTINUATION frames, of at most 16,384 bytes each, that one header list may take. Default 8.
-        max_informational: 1xx responses before the final one. Default 16.
-        max_pending_replies: Answers to PING and SETTINGS that may wait to be sent. Default 1,000.
-        control_frames: Control frames that may come at once: the size of the bucket. Default 1,000.
-        control_frame_rate: Control frames a second that refill the bucket. Default 100.
-        ping_interval: Seconds of silence after which a connection in use, or about to be used again, is tried with a
-            PING; None never does. Default 30.
-        ping_timeout: Seconds that the answer to a PING may take before the connection counts as lost; None waits
-            without end. Default 15.
-        coalesce: Whether requests to one origin may use the connection of another (RFC 9113, 9.1.1), if its certificate
-            covers both names, both lead to the same address, and the keys are equal but for the names. Where the server
-            answers 421 (Misdirected Request), the request is sent once more, on a connection of its own. Default False.
-    """
-
-    stream_window: int = 1_048_576
-    connection_window: int = 67_108_864
-    max_streams: int = 1_000
-    max_header_list_size: int = 65_536
-    max_continuations: int = 8
-    max_informational: int = 16
-    max_pending_replies: int = 1_000
-    control_frames: int = 1_000
-    control_frame_rate: float = 100.0
-    ping_interval: float | None = 30.0
-    ping_timeout: float | None = 15.0
-    coalesce: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = f"http2.{field.name}", getattr(self, field.name)
-            if field.name == "coalesce":
-                if not isinstance(value, bool):
-                    raise wrong_type(name, "a bool", value)
-            elif field.name in _HTTP2_DURATIONS:
-                _settle(self, field.name, duration(name, value))
-            elif field.name == "control_frame_rate":
-                _settle(self, field.name, _rate(name, value))
-            elif count(name, value, least=_HTTP2_LEAST.get(field.name, 1)) is None:
-                raise wrong_type(name, "a whole number", None)
-            elif value > (most := _HTTP2_MOST.get(field.name, 2**31 - 1)):
-                raise OptionRangeError(f"{name} must be at most {most}, not {value}")
-
-
-_HTTP2_DURATIONS: Final = frozenset({"ping_interval", "ping_timeout"})
-_HTTP2_LEAST: Final = {"connection_window": 65_535}
-_HTTP2_MOST: Final = {"connection_window": 2**30 - 1}
-
-
-def _rate(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong_type(name, "a number", value)
-    if not 0 < value < float("inf"):
-        raise OptionRangeError(f"{name} must be more than 0, not {value}")
-    return float(value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -586,9 +404,7 @@ class AgentOptions(ConnectionOptions):
     _rules: ClassVar[Mapping[str, Rule]] = {
         **ConnectionOptions._rules,
         **AGENT_RULES,
-        "http1": _http1,
-        "http2": _http2,
-        "timeouts": _timeouts,
+        **LIMIT_RULES,
     }
 
     def __post_init__(self) -> None:
@@ -714,17 +530,6 @@ def warn_of_server_options(options: ConnectionOptions) -> bool:
             stacklevel=depth + 1,
         )
     return bool(given)
-
-
-_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
-
-
-def _field_names(cls: type) -> tuple[str, ...]:
-    names = _FIELD_NAMES.get(cls)
-    if names is None:
-        names = tuple(f.name for f in dataclasses.fields(cls) if not f.name.startswith("_"))
-        _FIELD_NAMES[cls] = names
-    return names
 
 
 def build(cls: type[_Options], keywords: Mapping[str, Any]) -> _Options:

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from tlsagent._identity import unlocked, unlocked_pfx, version_range
-from tlsagent._options import CONTEXT_FIELDS, DEFAULTS, SERVER_FIELDS, ConnectionOptions, build, protocol_range
+from tlsagent._option_rules import protocol_range
+from tlsagent._options import CONTEXT_FIELDS, DEFAULTS, SERVER_FIELDS, ConnectionOptions, build
 from tlsagent._tls.context import SecureContext, secure_context
 from tlsagent.errors import OptionError
 

@@ -17,7 +17,7 @@ from hyperframe.frame import (
 
 from tlsagent._http.engines import HTTP2Engine, http2_engine
 from tlsagent._http.messages import Headers, RequestHead, ResponseHead, request_head
-from tlsagent._options import Http2Options
+from tlsagent._limits import Http2Options
 from tlsagent.errors import RemoteProtocolError
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -26,7 +26,7 @@ from tls_peer import (
 
 from tlsagent import _material
 from tlsagent._material import binding
-from tlsagent._options import ContextHandle
+from tlsagent._option_rules import ContextHandle
 from tlsagent._tls.context import secure_context
 from tlsagent.errors import CertificateError, HandshakeError, OptionError, OptionTypeError
 

@@ -13,7 +13,7 @@ from h2_support import ENGINES
 
 from tlsagent import Agent
 from tlsagent._http.engines import HTTPTOOLS_VERSIONS, NGH2_VERSIONS, http1_engine, http2_engine
-from tlsagent._options import Http1Options, Http2Options
+from tlsagent._limits import Http1Options, Http2Options
 from tlsagent.errors import OptionError
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"

@@ -9,7 +9,7 @@ from h1_support import CHUNKED, HELLO, OK, Recorder, ask, bytewise, feed, receiv
 
 from tlsagent._http.engines import HTTP1Engine, http1_engine
 from tlsagent._http.messages import Headers, request_head
-from tlsagent._options import Http1Options
+from tlsagent._limits import Http1Options
 from tlsagent.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, RequestError
 
 ENGINES = ["h11", "httptools"]

@@ -19,7 +19,7 @@ import pytest
 
 from tlsagent._http.engines import http1_engine
 from tlsagent._http.messages import Headers, ResponseHead, request_head
-from tlsagent._options import Http1Options
+from tlsagent._limits import Http1Options
 from tlsagent.errors import ConnectionLost, RemoteProtocolError
 
 SEED = int(os.environ.get("TLSAGENT_SEED") or random.randrange(2**32))

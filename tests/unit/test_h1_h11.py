@@ -6,7 +6,7 @@ import pytest
 from h1_support import CHUNKED, HELLO, OK, ask, bytewise, receive, whole
 
 from tlsagent._http.engines import HTTP1Engine, http1_engine
-from tlsagent._options import Http1Options
+from tlsagent._limits import Http1Options
 from tlsagent.errors import RemoteProtocolError
 
 LAX = {

@@ -15,7 +15,7 @@ import pytest
 
 from tlsagent._http.engines import http1_engine
 from tlsagent._http.messages import Headers, ResponseHead, request_head
-from tlsagent._options import Http1Options
+from tlsagent._limits import Http1Options
 from tlsagent.errors import ConnectionLost, RemoteProtocolError
 
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors" / "h1-llhttp.json"

@@ -32,7 +32,7 @@ import tlsagent
 from tlsagent._http.engines import http2_engine
 from tlsagent._http.h2 import ErrorCode, H2Engine
 from tlsagent._http.messages import RequestHead
-from tlsagent._options import Http2Options
+from tlsagent._limits import Http2Options
 from tlsagent.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, StreamReset
 
 PACKAGE = str(Path(tlsagent.__file__).parent)

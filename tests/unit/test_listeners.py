@@ -12,7 +12,7 @@ from OpenSSL import SSL
 from tls_peer import DH_1024, client_context, connect, issue, openssl_context, pki, server_context
 
 from tlsagent._material import binding, dh_parameters
-from tlsagent._options import Psk
+from tlsagent._option_rules import Psk
 from tlsagent._tls.listeners import MessageListener, PskKeys, dh_bits, stderr_tracer
 from tlsagent.errors import CertificateError, HandshakeError, OptionError, OptionRangeError, OptionTypeError
 

@@ -8,7 +8,8 @@ import warnings
 import pytest
 
 from tlsagent import node
-from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Psk, ServerOptionWarning
+from tlsagent._option_rules import UNSET, Psk
+from tlsagent._options import AgentOptions, ConnectionOptions, ServerOptionWarning
 from tlsagent._tls.context import SecureContext
 from tlsagent.errors import CertificateNameError, OptionError, OptionRangeError, OptionTypeError
 from tlsagent.node import UNDEFINED

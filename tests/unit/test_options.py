@@ -7,8 +7,8 @@ import pickle
 import pytest
 import trustme
 
-from tlsagent import UNSET, AgentOptions, ConnectionOptions, Http1Options, Timeouts, create_secure_context
-from tlsagent._options import DEFAULTS, AgentOptionsDict, ConnectionOptionsDict, Http2Options, build
+from tlsagent import UNSET, AgentOptions, ConnectionOptions, Timeouts, create_secure_context
+from tlsagent._options import DEFAULTS, AgentOptionsDict, ConnectionOptionsDict, build
 from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
 
 CA = trustme.CA()
@@ -41,7 +41,6 @@ def test_every_field_defaults_to_unset():
     for cls in (ConnectionOptions, AgentOptions):
         made = cls()
         assert all(getattr(made, name) is UNSET for name in cls.field_names())
-    assert all(getattr(Timeouts(), f.name) is UNSET for f in dataclasses.fields(Timeouts))
 
 
 @pytest.mark.parametrize("name", sorted(set(AgentOptions.field_names()) - SUPPORTED - set(AgentOptions._rules)))
@@ -172,90 +171,6 @@ def test_an_unhashable_hook_is_refused():
         ConnectionOptions(check_server_identity=Hook())
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Timeouts)])
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", True])
-def test_bad_durations_are_refused_by_name(field, value):
-    """
-    A duration is a finite number above 0 or None; the message names the field.
-    """
-    with pytest.raises(OptionError, match=f"timeouts.{field}"):
-        Timeouts(**{field: value})
-
-
-@pytest.mark.parametrize("field", ["max_head_size", "max_informational"])
-@pytest.mark.parametrize("value", [0, -1, None, "1", True])
-def test_bad_http1_limits_are_refused(field, value):
-    """
-    The limits on a peer cannot be lifted, only set.
-    """
-    with pytest.raises(OptionError, match=field):
-        Http1Options(**{field: value})
-
-
-@pytest.mark.parametrize("value", [-1, float("inf"), None, "1", True])
-def test_bad_wait_for_100_is_refused(value):
-    """
-    The wait for a 100 (Continue) is a finite number of seconds: nobody must wait for ever (RFC 9110, 10.1.1).
-    """
-    with pytest.raises(OptionError, match=r"http1\.expect_continue_wait"):
-        Http1Options(expect_continue_wait=value)
-
-
-def test_wait_for_100_may_be_nothing():
-    """
-    0 sends the body at once; the default is a second.
-    """
-    assert (Http1Options(expect_continue_wait=0).expect_continue_wait, Http1Options().expect_continue_wait) == (0, 1)
-
-
-HTTP2_COUNTS = [
-    "stream_window", "connection_window", "max_streams", "max_header_list_size", "max_continuations",
-    "max_informational", "max_pending_replies", "control_frames",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("field", HTTP2_COUNTS)
-@pytest.mark.parametrize("value", [0, -1, 2**31, None, "1", True, 1.5])
-def test_bad_http2_limits_are_refused(field, value):
-    """
-    The limits on a peer are whole numbers of 31 bits.
-    """
-    with pytest.raises(OptionError, match=f"http2.{field}"):
-        Http2Options(**{field: value})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("connection_window", 65_534),
-        ("connection_window", 2**30),
-        *[("control_frame_rate", value) for value in (0, -1, math.nan, math.inf, None, "1", True)],
-        *[(field, value) for field in ("ping_interval", "ping_timeout") for value in (0, -1, math.nan, "1", True)],
-    ],
-)
-def test_bad_http2_windows_rates_and_durations_are_refused(field, value):
-    """
-    The window of a connection cannot be smaller than the one it begins with; rates and durations are above 0.
-    """
-    with pytest.raises(OptionError, match=f"http2.{field}"):
-        Http2Options(**{field: value})
-
-
-def test_http2_options_are_documented_and_canonical():
-    """
-    Every field is explained with its default, and numbers are kept as floats where they are durations or rates.
-    """
-    options = Http2Options(ping_interval=5, ping_timeout=None, control_frame_rate=7)
-
-    assert (options.ping_interval, options.ping_timeout, options.control_frame_rate) == (5.0, None, 7.0)
-    assert type(options.ping_interval) is type(options.control_frame_rate) is float
-    words = " ".join(Http2Options.__doc__.split())
-    for field in dataclasses.fields(Http2Options):
-        explained = words.split(f" {field.name}: ")[1]
-        stated = explained.split("Default ")[1].split()[0]
-        assert str(field.default) in stated or f"{field.default:,g}" in stated or f"{field.default:,}" in explained
-
-
 def test_an_unknown_name_is_a_type_error_that_knows_what_was_meant():
     """
     A misspelt keyword raises OptionError, a TypeError too, with the nearest name.
@@ -370,13 +285,6 @@ def test_merging_takes_timeouts_field_by_field():
     assert (merged.timeouts.total, merged.timeouts.read) == (3, 1)
     assert merged.timeouts.connect is UNSET
     assert AgentOptions().merged_over(lower).timeouts == lower.timeouts
-
-
-def test_no_timeouts_at_all():
-    """
-    `timeouts=None` means no limit for any phase.
-    """
-    assert all(getattr(Timeouts.of(None), f.name) is None for f in dataclasses.fields(Timeouts))
 
 
 @pytest.mark.parametrize(

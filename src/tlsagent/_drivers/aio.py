@@ -30,7 +30,8 @@ from tlsagent._drivers.aio_socket import SocketProtocol, wake
 from tlsagent._drivers.sockets import names_of
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
-from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
+from tlsagent._option_rules import UNSET, Unset
+from tlsagent._options import AgentOptions, ConnectionOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo, News
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
+    from tlsagent._limits import Timeouts
     from tlsagent._multiplex import Multiplex
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tlsagent._drivers import fork
 from tlsagent._drivers.addresses import Address
-from tlsagent._options import is_ip_address
+from tlsagent._option_rules import is_ip_address
 from tlsagent.errors import OptionTypeError, ResolutionError, TLSAgentError, quoted
 
 if TYPE_CHECKING:

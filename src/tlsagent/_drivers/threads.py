@@ -43,7 +43,8 @@ from tlsagent._drivers.threads_response import StreamResponse
 from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
-from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, Timeouts, Unset, build
+from tlsagent._option_rules import UNSET, Unset
+from tlsagent._options import AgentOptions, ConnectionOptions, build
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import Plan, PoolKey
+    from tlsagent._limits import Timeouts
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
 

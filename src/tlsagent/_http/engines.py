@@ -15,7 +15,7 @@ from tlsagent.errors import OptionError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._http.messages import CallerFields, HTTPSink, RequestHead
-    from tlsagent._options import Http1Options, Http2Options
+    from tlsagent._limits import Http1Options, Http2Options
     from tlsagent.errors import RequestError
 
 

@@ -32,7 +32,7 @@ from tlsagent.errors import ConnectionLost, RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._http.messages import Field, HTTPSink, RequestHead
-    from tlsagent._options import Http1Options
+    from tlsagent._limits import Http1Options
 
 _VERSIONS: Final[dict[bytes, Literal["HTTP/1.1", "HTTP/1.0"]]] = {b"HTTP/1.1 ": "HTTP/1.1", b"HTTP/1.0 ": "HTTP/1.0"}
 _BODILESS: Final = frozenset({204, 304})

@@ -24,7 +24,7 @@ from tlsagent.errors import RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._http.messages import Field
-    from tlsagent._options import Http1Options
+    from tlsagent._limits import Http1Options
 
 # It proposes a switch, so that h11 reads a 101 too: whether one was asked for is not its to judge.
 _ANY_REQUEST: Final = h11.Request(

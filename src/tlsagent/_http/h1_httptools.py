@@ -27,7 +27,7 @@ from tlsagent.errors import RemoteProtocolError, quoted
 
 if TYPE_CHECKING:
     from tlsagent._http.messages import Field
-    from tlsagent._options import Http1Options
+    from tlsagent._limits import Http1Options
 
 _LF: Final = 0x0A
 _OVERLONG: Final = 5

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from tlsagent._http.engines import HTTP2Sink
     from tlsagent._http.messages import CallerFields, Field, HTTPSink, RequestHead
-    from tlsagent._options import Http2Options
+    from tlsagent._limits import Http2Options
 
 MAX_STREAM_ID: Final = 2**31 - 1
 FRAME_SIZE: Final = 16_384

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from tlsagent._http.h2 import FrameSink
     from tlsagent._http.messages import Field
-    from tlsagent._options import Http2Options
+    from tlsagent._limits import Http2Options
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_HEAD: Final = 9

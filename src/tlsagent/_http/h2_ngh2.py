@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tlsagent._http.h2 import FrameSink
     from tlsagent._http.messages import Field
-    from tlsagent._options import Http2Options
+    from tlsagent._limits import Http2Options
 
 _MAX_UINT32: Final = 2**32 - 1
 _MAX_HEAD: Final = 2**24

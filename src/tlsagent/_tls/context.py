@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL, crypto
 
 from tlsagent._material import binding
-from tlsagent._options import ContextHandle, Role, SniCallback
+from tlsagent._option_rules import ContextHandle, Role, SniCallback
 from tlsagent._tls.sessions import LONGEST_LIFETIME
 from tlsagent.errors import OptionError, OptionTypeError
 

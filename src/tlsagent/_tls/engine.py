@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tlsagent._material.binding import Fault
-    from tlsagent._options import PskCallback
+    from tlsagent._option_rules import PskCallback
     from tlsagent._tls.context import SecureContext
 
 MAX_SESSIONS: Final = 64

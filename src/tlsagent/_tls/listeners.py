@@ -13,15 +13,14 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Final
 
-from tlsagent._option_rules import psk_key
-from tlsagent._options import Psk
+from tlsagent._option_rules import Psk, psk_key
 from tlsagent._tls.alerts import alert_name
 from tlsagent.errors import OptionTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._options import PskCallback, PskServerCallback
+    from tlsagent._option_rules import PskCallback, PskServerCallback
 
 _HANDSHAKE: Final = 22
 _ALERT: Final = 21

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tlsagent._options import UNSET, AgentOptions, ConnectionOptions, ServerOptionWarning, refuse_server_protocol
+from tlsagent._option_rules import UNSET
+from tlsagent._options import AgentOptions, ConnectionOptions, ServerOptionWarning, refuse_server_protocol
 from tlsagent._secure_context import create_secure_context
 from tlsagent.errors import OptionError, OptionTypeError
 from tlsagent.node import converters, proxies

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tlsagent._options import UNSET, Psk
+from tlsagent._option_rules import UNSET, Psk
 from tlsagent.errors import CertificateNameError, OptionError
 from tlsagent.node.domains import is_address
 from tlsagent.node.identity import check_server_identity

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tlsagent._options import UNSET
+from tlsagent._option_rules import UNSET
 from tlsagent._proxy import Proxy
 from tlsagent.errors import OptionError
 from tlsagent.node.request import url_options

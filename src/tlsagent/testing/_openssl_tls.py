@@ -25,7 +25,7 @@ from tlsagent.testing._tls import NO_CLIENT_CERTIFICATE, Stall, TLSFacts, TLSFai
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._options import PskServerCallback
+    from tlsagent._option_rules import PskServerCallback
     from tlsagent.testing._settings import ServerSettings
 
 _RECORD_SIZE: Final = 16_384

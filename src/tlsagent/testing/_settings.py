@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from OpenSSL import crypto
 
 from tlsagent._identity import unlocked, unlocked_pfx
-from tlsagent._options import UNSET, ConnectionOptions, build, protocol_range
+from tlsagent._option_rules import UNSET, protocol_range
+from tlsagent._options import ConnectionOptions, build
 from tlsagent._tls.context import SecureContext
 from tlsagent.errors import OptionError
 from tlsagent.testing._tls import STALL_POINTS

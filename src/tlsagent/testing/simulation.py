@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from tlsagent._body import Body
 from tlsagent._core import AgentCore
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
-from tlsagent._options import UNSET, AgentOptions, build
+from tlsagent._option_rules import UNSET
+from tlsagent._options import AgentOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._response import Response, ResponseFacts
 from tlsagent.errors import AgentClosed, ConnectError, LocalProtocolError, RequestError, ResolutionError
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from tlsagent._connection import Connection, ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
+    from tlsagent._limits import Timeouts
     from tlsagent._multiplex import Multiplex
-    from tlsagent._options import ConnectionOptions, Timeouts, Unset
+    from tlsagent._option_rules import Unset
+    from tlsagent._options import ConnectionOptions
     from tlsagent._stats import AgentStats
     from tlsagent.events import Event
 
