@@ -12,7 +12,6 @@ from h2.exceptions import ProtocolError
 from tlsagent import AgentOptions, Http2Options, Timeouts
 from tlsagent.errors import (
     CertificateError,
-    ConnectError,
     ConnectionLost,
     LocalProtocolError,
     RemoteProtocolError,
@@ -241,49 +240,6 @@ def test_counts_of_the_network():
     assert max(sim.network.most_open.values()) <= 2
     assert sim.network.open.total() == len(sim.links) <= 3
     assert sim.network.opened.total() == len(sim.peers)
-
-
-def test_refusing_and_unknown_hosts():
-    """Hosts can refuse connections or have no address, until they do no more."""
-    sim = Simulation()
-    sim.network.refusing.add("a.test")
-
-    assert isinstance(finish(sim, "GET", URL).error, ConnectError)
-    sim.network.refusing.clear()
-    assert finish(sim, "GET", URL).response.status == 200
-    assert sim.network.opened[("a.test", 443)] == 2
-
-
-def test_dials_by_hand():
-    """With connect=None the test decides about each attempt."""
-    sim = Simulation(network=Network(connect=None), alpn_protocols=("http/1.1",))
-    handles = [sim.request("GET", URL) for _ in range(2)]
-    sim.run_until_idle()
-    first, second = sim.dials
-    assert first.address == ("a.test", 443)
-
-    second.accept()
-    sim.run_until_idle()
-    assert [handle.response.status for handle in handles] == [200, 200]  # whatever comes first serves
-    first.refuse()
-
-    assert sim.dials == []
-    assert sim.network.open.total() == 1
-
-
-def test_failing_store_is_the_dial_s_error():
-    """What a session store raises when it is asked ends the attempt."""
-
-    class Store:
-        def take(self, scope):
-            raise RuntimeError("no disk")
-
-        put = discard = take
-
-    sim = Simulation(session_store=Store())
-
-    assert isinstance(finish(sim, "GET", URL).error, RuntimeError)
-    assert sim.network.open.total() == 0
 
 
 # -- The peer
@@ -831,17 +787,6 @@ def test_timeouts_strike_in_run_until_idle_too():
     assert finish(sim, "GET", URL).error.phase == "handshake"
 
 
-def test_inactivity_during_the_handshake():
-    """`timeout` holds for a silent handshake."""
-    sim = Simulation(server=SimulatedServer(stall_at="server_hello"), timeout=2)
-    handle = sim.request("GET", URL)
-
-    sim.advance(2.1)
-
-    assert handle.error.code == "ERR_TLSAGENT_INACTIVITY_TIMEOUT"
-    assert sim.network.open.total() == 0
-
-
 def test_circles_are_noticed(monkeypatch):
     """A simulation in which something is always due says so in place of hanging."""
     sim = Simulation()
@@ -884,40 +829,3 @@ def test_events():
     sim.network.refusing.add("b.test")
     finish(sim, "GET", "https://b.test/")
     assert heard == ["Connecting", "ConnectFailed"]
-
-
-def test_on_done_of_a_dial():
-    """A driver's own hook of a dial is told the connection or the error."""
-    sim = Simulation(network=Network(connect=None))
-    told = []
-    sim.preconnect(URL, 2)
-    sim.run_until_idle()
-    first, second = sim.dials
-    for attempt in (first, second):
-        attempt.dial.on_done = lambda connection, error: told.append((connection, error))
-
-    first.refuse()
-    second.accept()
-    sim.run_until_idle()
-
-    assert isinstance(told[0][1], ConnectError)
-    assert told[1] == (sim.links[0].connection, None)
-
-
-def test_session_that_is_refused_is_left_out():
-    """A handshake that breaks while a session is offered is tried again without it, once."""
-    sim = Simulation()
-    finish(sim, "GET", URL)
-    sim.close_idle()
-    sim.network.connect = None
-    handle = finish(sim, "GET", URL)
-    sim.dials[0].accept()
-    sim.links[0].down.breaks_after = 0
-    sim.run_until_idle()
-    [dial] = sim.dials
-    assert dial.dial.without_session
-
-    dial.accept()
-    sim.run_until_idle()
-
-    assert (handle.response.attempts, handle.response.connection.session_reused) == (1, False)

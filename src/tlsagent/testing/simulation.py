@@ -27,8 +27,9 @@ from tlsagent._option_rules import UNSET
 from tlsagent._options import AgentOptions, build
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._response import Response, ResponseFacts
-from tlsagent.errors import AgentClosed, ConnectError, LocalProtocolError, RequestError, ResolutionError
-from tlsagent.events import Closed, Connected, ConnectFailed, Connecting, Freed, GoAway, Retried
+from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
+from tlsagent.events import Closed, Freed, GoAway, Retried
+from tlsagent.testing._dialling import Dialling, SimulatedDial
 from tlsagent.testing._network import Link, Network, Pipe
 from tlsagent.testing._peer import Peer, PeerRequest, Reply, SimulatedServer, echo, silent
 from tlsagent.testing._peer_http2 import PeerStreams
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from tlsagent._body import Content
     from tlsagent._connection import Connection, ConnectionInfo
-    from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._limits import Timeouts
     from tlsagent._multiplex import Multiplex
@@ -65,39 +65,6 @@ __all__ = [
 ]
 
 _LIVELOCK: Final = 100_000
-
-
-class SimulatedDial:
-    """
-    A connection attempt before there is a connection.
-
-    Attributes:
-        dial: The core's.
-        address: Whom it is for.
-        due: When its present phase ends by itself.
-    """
-
-    __slots__ = ("_sim", "address", "dial", "due")
-
-    def __init__(self, sim: Simulation, dial: Dial) -> None:
-        self._sim = sim
-        self.dial = dial
-        self.address = (dial.plan.key.route.host, dial.plan.key.route.port)
-        self.due = math.inf
-
-    def enter(self, phase: Any, seconds: float | None, now: float) -> None:
-        """Begin a phase."""
-        self.dial.enter(phase, now)
-        self.due = math.inf if seconds is None else now + seconds
-
-    def accept(self) -> None:
-        """Let the peer accept the connection."""
-        self._sim._open(self)
-
-    def refuse(self) -> None:
-        """Let the peer refuse the connection."""
-        host, port = self.address
-        self._sim._dial_failed(self, ConnectError(f"connect ECONNREFUSED {host}:{port}", code="ECONNREFUSED"))
 
 
 class SimulatedStream(ResponseFacts):
@@ -218,7 +185,8 @@ class Simulation:
         self.now = 0.0
         self.wall = time.time()
         self.chance = 0.0
-        self.dials: list[SimulatedDial] = []
+        self._dialling = Dialling(self)
+        self.dials = self._dialling.dials
         self.links: list[Link] = []
         self.peers: list[Peer] = []
         self._closing: list[Link] = []  # closed by the client, but the peer does not know all of it yet
@@ -409,7 +377,7 @@ class Simulation:
         self.core.keep_sessions(connection, exchange)
         if link.dial is not None:
             if connection.info is not None or connection.dead is not None:
-                self._handshake_over(link, link.dial)
+                self._dialling.handshake_over(link, link.dial)
             return
         if connection.ended is not None or connection.dead is not None:
             self._settle(connection, exchange)
@@ -487,7 +455,7 @@ class Simulation:
             exchange.fail(effect.error, self.now)
             self._look(self._waiting[exchange])
         elif isinstance(effect, Connect):
-            self._dial(effect.attempt.user)
+            self._dialling.begin(effect.attempt.user)
         else:
             assert isinstance(effect, Close)
             self._shut(effect.connection, effect.reason)
@@ -503,85 +471,6 @@ class Simulation:
         self._closing.append(link)
         if connection.info is not None and self.core.listening():
             self.core.emit(Closed(connection.plan.key.digest, connection.info, reason))
-
-    # --- Dialling -----------------------------------------------------------------------------------------------------
-
-    def _dial(self, dial: Dial) -> None:
-        attempt = SimulatedDial(self, dial)
-        self.dials.append(attempt)
-        self.network.count(attempt.address)
-        if self.core.listening():
-            self.core.emit(Connecting(dial.plan.key.digest, *attempt.address))
-        attempt.enter("lookup", self.network.lookup, self.now)
-
-    def _dial_on(self, attempt: SimulatedDial) -> None:
-        """Carry an attempt whose present phase is over into the next."""
-        host = attempt.address[0]
-        if attempt.dial.phase == "lookup":
-            if host in self.network.unknown:
-                self._dial_failed(attempt, ResolutionError(f"getaddrinfo ENOTFOUND {host}", code="ENOTFOUND"))
-            else:
-                attempt.enter("connect", self.network.connect, self.now)
-        elif host in self.network.refusing:
-            attempt.refuse()
-        else:
-            attempt.accept()
-
-    def _open(self, attempt: SimulatedDial) -> None:
-        self.dials.remove(attempt)
-        dial = attempt.dial
-        digest = dial.plan.key.digest
-        if self.core.listening():
-            self.core.emit(Connected(digest, attempt.address))
-        addresses = (("127.0.0.1", 49_152 + len(self.peers)), attempt.address)
-        try:
-            wall = self.wall + self.now
-            connection = self.core.open(dial, self.now, wall, chance=self.chance, addresses=addresses)
-        except Exception as error:  # noqa: BLE001 - what a session store raised becomes the request's error
-            self.network.discount(attempt.address)
-            self._report_failure(dial, error)
-            return
-        peer = Peer(self.server, len(self.peers) + 1, attempt.address)
-        self.peers.append(peer)
-        link = connection.transport = Link(self.network, connection, peer, dial)
-        self.links.append(link)
-        link.flush(self.now)
-
-    def _handshake_over(self, link: Link, dial: Dial) -> None:
-        link.dial = None
-        connection = link.connection
-        error = connection.handshake_error
-        if error is not None:
-            self._handshake_failed(link, dial, error)
-            return
-        self.core.tell_secured(connection)
-        self.core.connected(dial, connection, self.now)
-        self._carry_out()
-        if dial.on_done is not None:
-            dial.on_done(connection, None)
-
-    def _handshake_failed(self, link: Link, dial: Dial, error: BaseException) -> None:
-        link.dial = None
-        link.connection.abort("handshake")
-        self._shut(link.connection, "handshake")
-        if self.core.may_dial_again(dial, link.connection):
-            self._dial(dial)
-        else:
-            self._report_failure(dial, error)
-
-    def _dial_failed(self, attempt: SimulatedDial, error: BaseException) -> None:
-        self.dials.remove(attempt)
-        self.network.discount(attempt.address)
-        self._report_failure(attempt.dial, error)
-
-    def _report_failure(self, dial: Dial, error: BaseException) -> None:
-        error = dial.describe(error)
-        self.core.dial_failed(dial, error, self.now)
-        if self.core.listening():
-            self.core.emit(ConnectFailed(dial.plan.key.digest, error))
-        self._carry_out()
-        if dial.on_done is not None:
-            dial.on_done(None, error)
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 
@@ -611,21 +500,18 @@ class Simulation:
 
     def _next_arrival(self) -> float:
         """Return when the network or a peer has something to do by itself."""
-        times = [attempt.due for attempt in self.dials]
+        times = [self._dialling.next_due()]
         times += (link.up.next_arrival() for link in self._closing)
         for link in self.links:
             times += (link.up.next_arrival(), link.peer.next_deadline())
             if self._reads(link):
                 times.append(link.down.next_arrival())
-        return min(times, default=math.inf)
+        return min(times)
 
     def _next_deadline(self) -> float:
-        times = [attempt.dial.deadline for attempt in self.dials]
-        for link in self.links:
-            if link.dial is not None:
-                times += (link.dial.deadline, link.connection.next_deadline())
+        times = [self.core.next_deadline(), self._dialling.next_deadline()]
         times += (exchange.total_at for exchange in self._waiting if exchange.ticket is not None)
-        return min(self.core.next_deadline(), *times) if times else self.core.next_deadline()
+        return min(times)
 
     def _reads(self, link: Link) -> bool:
         connection = link.connection
@@ -643,11 +529,7 @@ class Simulation:
         raise AssertionError("the simulation goes round in circles")
 
     def _carry(self) -> bool:
-        moved = False
-        for attempt in list(self.dials):
-            if attempt in self.dials and attempt.due <= self.now:
-                moved = True
-                self._dial_on(attempt)
+        moved = self._dialling.carry_on()
         for link in list(self.links):
             if link in self.links:
                 moved = self._carry_link(link) or moved
@@ -671,16 +553,7 @@ class Simulation:
     def _time_out(self) -> bool:
         if self._next_deadline() > self.now:
             return False
-        for attempt in [a for a in self.dials if a.dial.deadline <= self.now]:
-            self._dial_failed(attempt, attempt.dial.overdue())
-        for link in list(self.links):
-            if link.dial is None:
-                continue
-            if link.dial.deadline <= self.now:
-                self._handshake_failed(link, link.dial, link.dial.overdue())
-            elif link.connection.next_deadline() <= self.now:
-                link.connection.handle_timeout(self.now)
-                self._advance(link)
+        self._dialling.time_out()
         for exchange, handle in list(self._waiting.items()):
             if exchange.ticket is not None and exchange.total_at <= self.now:
                 exchange.fail(exchange.total_timeout(), self.now)
@@ -726,11 +599,7 @@ class Simulation:
     def _refuse(self) -> None:
         self.core.pool.close(self.now)
         self._carry_out()
-        for attempt in list(self.dials):
-            self._dial_failed(attempt, closed_error())
-        for link in list(self.links):
-            if link.dial is not None:
-                self._handshake_failed(link, link.dial, closed_error())
+        self._dialling.give_up()
 
     def stats(self) -> AgentStats:
         """Return all counters, as `Agent.stats`."""
