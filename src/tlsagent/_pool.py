@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from tlsagent._deadlines import Deadlines, Timer
+from tlsagent._first_contact import FirstContact
 from tlsagent._pool_records import (
     Attempt,
     Bucket,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "Close", "Connect", "Counts", "Effect", "Grant", "Lease", "Pool", "Refuse", "Ticket"]
 
-_MAX_ANSWERS = 1_024  # keys of which the pool remembers whether their connections are shared
-
 # Theory of operation
 #
 # Each key has a bucket: its idle connections, the number of all its connections, its connect attempts and its queue of
@@ -57,10 +56,9 @@ _MAX_ANSWERS = 1_024  # keys of which the pool remembers whether their connectio
 # and never more than there are attempts. Whichever comes first, a freed connection or a finished attempt, serves the
 # oldest ticket that can take it (a `fresh` ticket takes only what was made since it came).
 #
-# Where connections may be shared, one attempt is under way for all tickets (`width`), as its connection may serve them
-# all; a second one joins it after `dial_delay`. Only the tickets that caused one are covered, the others wait on their
-# queue deadlines. But it stands for all that have nothing else to wait for: they share its error. Once a connection
-# turns out to serve one exchange at a time, the rest dials side by side as for any other key.
+# Where connections may be shared, one attempt is under way for all tickets, or two (`width`, which `_first_contact`
+# decides). Only the tickets that caused one are covered, the others wait on their queue deadlines. But it stands for
+# all that have nothing else to wait for: they share its error.
 #
 # A bucket *wants* to dial while it is short of attempts and its own limit leaves room. Wanting buckets stand
 # in one order, by their oldest uncovered ticket, which is first come first served across keys. What holds whenever a
@@ -110,17 +108,15 @@ class Pool(Generic[C]):
         self._max_free_sockets = inf if max_free_sockets is None else max_free_sockets
         self._take_last = scheduling == "lifo"
         self._free_socket_timeout = inf if free_socket_timeout is None else free_socket_timeout
-        self._dial_delay = inf if dial_delay is None else dial_delay
+        self._contact: FirstContact[C] = FirstContact(dial_delay)
         self._closed = False
         self._now = 0.0  # of the last input after which somebody may dial
-        self._answers: OrderedDict[Hashable, bool] = OrderedDict()  # whether a key's last connection was shared
         self._buckets: dict[Hashable, Bucket[C]] = {}
         self._slots: dict[C, Slot[C]] = {}  # every connection, by itself
         self._idle: OrderedDict[Slot[C], None] = OrderedDict()  # of all keys, in order of release
         self._expiries: Deadlines[Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
         self._wanting: Deadlines[Bucket[C]] = Deadlines()  # ordered by ticket, not by time
         self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
-        self._delays: Deadlines[Bucket[C]] = Deadlines()  # of second attempts
         self._effects: list[Effect] = []
         self._tickets = 0  # ever made: their order of arrival
         self._attempts = 0
@@ -177,7 +173,7 @@ class Pool(Generic[C]):
         self._now = now
         bucket = self._bucket(key)  # again: its last connection may just have expired
         if shares and not bucket.waiting:
-            self._recall(bucket)
+            self._contact.begin(bucket)
         ticket = Ticket(bucket, self._tickets, deadline, fresh, user)
         self._tickets += 1
         self._enqueue(ticket)
@@ -313,7 +309,7 @@ class Pool(Generic[C]):
         bucket.tally.opened += 1
         self._tally.opened += 1
         if bucket.width != inf or capacity != 1:
-            self._remember(bucket, capacity != 1)
+            self._contact.learn(bucket, capacity != 1)
         ticket = bucket.queue.oldest()
         if self._closed:
             self._drop(slot, "agent_closed")
@@ -339,13 +335,11 @@ class Pool(Generic[C]):
         self._now = now
         bucket = self._end(attempt)
         queue = bucket.queue
-        suffice = False
-        if bucket.width != inf:
-            bucket.width = 1
-            suffice = bucket.attempts > 0
-            if error is not None and not suffice and bucket.connections == bucket.draining:
-                while (ticket := queue.oldest()) is not None:
-                    self._refuse(ticket, error)
+        stood_for_all = self._contact.failed(bucket)
+        suffice = stood_for_all and bucket.attempts > 0
+        if error is not None and stood_for_all and not suffice and bucket.connections == bucket.draining:
+            while (ticket := queue.oldest()) is not None:
+                self._refuse(ticket, error)
         if len(queue.covered) > bucket.attempts:
             if error is None or suffice:
                 self._uncover(queue)
@@ -376,7 +370,7 @@ class Pool(Generic[C]):
             return
         self._now = now
         if slot.leases is None:
-            self._remember(slot.bucket, True)
+            self._contact.learn(slot.bucket, True)
         idle = slot in self._idle
         if idle and slot.capacity and capacity and slot.bucket.queue.oldest_for(slot.born) is None:
             slot.share()
@@ -407,7 +401,7 @@ class Pool(Generic[C]):
 
     def next_delay(self) -> float | None:
         """Return when `handle_timeout` may have a second attempt join a first one, or None."""
-        return self._delays.next() if self._delays.armed else None
+        return self._contact.next_delay()
 
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` has something to do, or None."""
@@ -429,8 +423,7 @@ class Pool(Generic[C]):
             self._refuse(ticket, self._pool_timeout(bucket))
             self._settle(bucket)
         self._expire(now)
-        for bucket in self._delays.expired(now):
-            bucket.width = 2
+        for bucket in self._contact.widen(now):
             self._settle(bucket)
 
     def slept(self, seconds: float, now: float) -> None:
@@ -486,7 +479,7 @@ class Pool(Generic[C]):
         self._effects = [effect for effect in self._effects if not isinstance(effect, Connect)]
         self._buckets, self._idle = {}, OrderedDict()
         self._expiries, self._wanting, self._queue_deadlines = Deadlines(), Deadlines(), Deadlines()
-        self._delays = Deadlines()
+        self._contact.mend()
         self._waiting, self._attempts, self._draining = 0, len(attempts), 0
         for queue in queues:
             for ticket in (*queue.covered, *queue.uncovered):
@@ -806,19 +799,11 @@ class Pool(Generic[C]):
             self._update_wanting(wanting)
 
     def _update_wanting(self, bucket: Bucket[C]) -> None:
-        if self._dial_delay != inf:
-            self._update_delay(bucket)
+        if bucket.width != inf or bucket.delay is not None:
+            self._contact.watch(bucket)
         wants = bucket.short() and (bucket.connections + bucket.attempts < self._max_sockets or bool(bucket.idle))
         ticket = bucket.queue.oldest_uncovered() if wants else None
         self._wanting.set(bucket.timer, None if ticket is None else ticket._order)
-
-    def _update_delay(self, bucket: Bucket[C]) -> None:
-        if bucket.waiting > bucket.attempts == bucket.width == 1 and not bucket.stalled:
-            if bucket.delay is None:
-                bucket.delay = Timer(bucket)
-            self._delays.set(bucket.delay, bucket.dialled_at + self._dial_delay)
-        elif bucket.delay is not None:
-            self._delays.set(bucket.delay, None)
 
     def _make_room(self, bucket: Bucket[C]) -> bool:
         """Make room for one attempt, closing an idle connection if need be; return False if that is impossible."""
@@ -868,23 +853,7 @@ class Pool(Generic[C]):
             if self._buckets.get(bucket.key) is bucket:
                 del self._buckets[bucket.key]
             self._wanting.discard(bucket.timer)
-            if bucket.delay is not None:
-                self._delays.discard(bucket.delay)
-
-    def _recall(self, bucket: Bucket[C]) -> None:
-        """Set how many attempts the tickets of a key whose connections may be shared are to cause."""
-        shared = self._answers.get(bucket.key)
-        if shared is not None:
-            self._answers.move_to_end(bucket.key)
-        bucket.width = inf if shared is False else 1
-
-    def _remember(self, bucket: Bucket[C], shared: bool) -> None:
-        """Keep in mind whether the connections of a key are shared."""
-        self._answers[bucket.key] = shared
-        self._answers.move_to_end(bucket.key)
-        if len(self._answers) > _MAX_ANSWERS:
-            self._answers.popitem(last=False)
-        bucket.width = 1 if shared else inf
+            self._contact.forget(bucket)
 
 
 def _agent_closed() -> AgentClosed:

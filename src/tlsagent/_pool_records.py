@@ -2,7 +2,8 @@
 What the pool speaks of and what it keeps: plain data, without a decision.
 
 Leases, tickets and attempts go to the driver and come back, effects tell it what to do; slots, buckets and queues stay
-inside. Who may have what is decided in `_pool`, which alone writes to any of them.
+inside. Who may have what is decided in `_pool`, how wide a bucket dials in `_first_contact`; nobody else writes to any
+of them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from tlsagent._first_contact import FirstContact
 from tlsagent._pool import Attempt, Close, Connect, Grant, Lease, Pool, Refuse, Ticket
 from tlsagent.errors import AgentClosed, ConnectError, PoolTimeout
 
@@ -874,14 +875,28 @@ class LeavesTicketsBesideNewRoom(Pool[str]):
             super().set_capacity(connection, capacity, now)
 
 
-class DialsForEveryTicketAtFirstContact(Pool[str]):
-    def _recall(self, bucket):
-        pass
+class ContactDefect(Pool[str]):
+    """A pool with a defective memory of its keys."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._contact.__class__ = self.contact_class
 
 
-class DialsOneByOneThoughNothingIsShared(Pool[str]):
-    def _remember(self, bucket, shared):
-        super()._remember(bucket, True)
+class DialsForEveryTicketAtFirstContact(ContactDefect):
+    class contact_class(FirstContact[str]):
+        __slots__ = ()
+
+        def begin(self, bucket):
+            pass
+
+
+class DialsOneByOneThoughNothingIsShared(ContactDefect):
+    class contact_class(FirstContact[str]):
+        __slots__ = ()
+
+        def learn(self, bucket, shared):
+            super().learn(bucket, True)
 
 
 class TellsOneOfThoseThatShareAnAttempt(Pool[str]):
@@ -890,9 +905,12 @@ class TellsOneOfThoseThatShareAnAttempt(Pool[str]):
         super().connect_failed(attempt, error, now)
 
 
-class NeverMakesASecondAttempt(Pool[str]):
-    def _update_delay(self, bucket):
-        pass
+class NeverMakesASecondAttempt(ContactDefect):
+    class contact_class(FirstContact[str]):
+        __slots__ = ()
+
+        def watch(self, bucket):
+            pass
 
 
 class DialsBesideTheStalled(Pool[str]):
@@ -940,7 +958,11 @@ class ServesRetriesWithSharedConnectionsOfOld(Pool[str]):
         super()._offer(slot, now)
 
 
-DEFECTS = [defect for defect in Pool.__subclasses__() if defect.__module__ == __name__]
+DEFECTS = [
+    defect
+    for defect in (*Pool.__subclasses__(), *ContactDefect.__subclasses__())
+    if defect.__module__ == __name__ and defect is not ContactDefect
+]
 
 
 def look_for_a_broken_promise(machine):

@@ -1735,7 +1735,9 @@ def strike(change, at):
 
     def trace(frame, event, argument):
         nonlocal left
-        if not frame.f_code.co_filename.endswith(("_pool.py", "_pool_records.py", "_deadlines.py")):
+        if not frame.f_code.co_filename.endswith(
+            ("_pool.py", "_first_contact.py", "_pool_records.py", "_deadlines.py")
+        ):
             return None
         if event == "line":
             left -= 1
