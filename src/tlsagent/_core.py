@@ -14,10 +14,7 @@ import functools
 import itertools
 import logging
 import math
-import os
-import re
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tlsagent._body import Body, Content, body_of
@@ -28,12 +25,11 @@ from tlsagent._dial import Dial
 from tlsagent._exchange import Exchange, Redirected
 from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
-from tlsagent._identity import Plan, SessionScope, origin_of, parse_authority, plan_for
 from tlsagent._limits import Http1Options, Timeouts
 from tlsagent._option_rules import UNSET, Unset
-from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions, build, warn_of_server_options
+from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions
+from tlsagent._plans import Plans, remember
 from tlsagent._pool import Connect, Effect, Lease, Pool, Refuse, Ticket
-from tlsagent._secure_context import context_for
 from tlsagent._stats import AgentStats, Tally
 from tlsagent._tls.sessions import MemorySessionStore, Session, SessionStore
 from tlsagent._tunnel import Tunnel, tunnel_to
@@ -45,20 +41,17 @@ from tlsagent.errors import (
     OptionTypeError,
     TLSAgentError,
     own_copy,
-    quoted,
 )
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tlsagent._connection import ConnectionInfo, News
     from tlsagent._http.messages import CallerFields, RequestHead
-    from tlsagent._identity import Origin
+    from tlsagent._identity import Origin, Plan, SessionScope
 
-_URL: Final = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)  # RFC 3986, appendix B
-_MAX_PLANS: Final = 16_384
-_MAX_COUNTED_KEYS: Final = 1_024
+_MAX_PLAIN: Final = 1_024  # requests without headers, body and options whose head is remembered
 _SESSIONS_PER_SCOPE: Final = 8
 _SLEPT: Final = 5.0
 """Seconds that the wall clock may gain on the monotonic one, by being set, before we take it that the machine slept."""
@@ -80,7 +73,6 @@ class AgentCore:
     """
 
     def __init__(self, said: AgentOptions) -> None:
-        self._said = said
         options: Any = said.merged_over(DEFAULTS)
         self.options: AgentOptions = options
         self.pool = self._new_pool()
@@ -96,14 +88,12 @@ class AgentCore:
         self._socket_limits = SocketLimits(
             options.max_lifetime, options.max_requests_per_socket, options.keep_alive_hint_margin
         )
-        # keep_alive false and sockets unlimited: no connection is used twice, and the server is told, as by Node.
         self._coalescing = Coalescing() if options.http2.coalesce else None
+        # keep_alive false and sockets unlimited: no connection is used twice, and the server is told, as by Node.
         self._persistent = options.keep_alive or options.max_sockets is not None
-        self._plans: OrderedDict[str, Plan] = OrderedDict()
-        self._special_plans: OrderedDict[tuple[str, ConnectionOptions], Plan] = OrderedDict()
+        self._plans = Plans(said)
+        self._plan_and_target = self._plans.plan_and_target  # bound once: requests with headers or options ask for it
         self._plain: OrderedDict[tuple[str, str], tuple[Plan, RequestHead]] = OrderedDict()
-        self._warned: OrderedDict[ConnectionOptions, None] = OrderedDict()  # the options that a warning was given for
-        self._mappings: OrderedDict[tuple[tuple[str, type, Any], ...], ConnectionOptions] = OrderedDict()
         self._timeouts = cast("Timeouts", options.timeouts)
         self._timers: Deadlines[Connection] = Deadlines()
         self._retry = bool(options.retry)
@@ -187,7 +177,7 @@ class AgentCore:
                     "trailers need a chunked body: leave Content-Length out", code="ERR_HTTP_TRAILER_INVALID"
                 )
             if plain:
-                _remember(self._plain, (method, url), (plan, head), _MAX_COUNTED_KEYS)
+                remember(self._plain, (method, url), (plan, head), _MAX_PLAIN)
         return Exchange(
             plan,
             head,
@@ -202,55 +192,6 @@ class AgentCore:
             self._http1_limits.expect_continue_wait if head.expects_continue else None,
         )
 
-    def _plan_and_target(self, url: str, options: ConnectionOptions | Mapping[str, Any] | None) -> tuple[Plan, str]:
-        authority, target = _split(url)
-        if options is None:
-            plan = self._plans.get(authority)
-            if plan is None:
-                plan = self._make_plan(authority, None)
-                _remember(self._plans, authority, plan, _MAX_PLANS)
-            return plan, target
-        special = self._of_request(options)
-        plan = self._special_plans.get((authority, special))
-        if plan is None:
-            plan = self._make_plan(authority, special)
-            _remember(self._special_plans, (authority, special), plan, _MAX_PLANS)
-        return plan, target
-
-    def _of_request(self, options: ConnectionOptions | Mapping[str, Any]) -> ConnectionOptions:
-        if isinstance(options, AgentOptions):
-            raise OptionTypeError("options of a request must be ConnectionOptions: an agent's have no effect on it")
-        if isinstance(options, ConnectionOptions):
-            return options
-        if not isinstance(options, Mapping):
-            text = f"options must be ConnectionOptions or a mapping of their fields, not {type(options).__name__}"
-            raise OptionTypeError(text)
-        return self._converted(options)
-
-    def _converted(self, mapping: Mapping[str, Any]) -> ConnectionOptions:
-        # With the types: 0 == False, and only the literal False turns verification off.
-        content = tuple((name, type(value), value) for name, value in mapping.items())
-        try:
-            known = self._mappings.get(content)
-        except TypeError:
-            return build(ConnectionOptions, mapping)
-        if known is None:
-            known = build(ConnectionOptions, mapping)
-            # What a path names may be replaced, a renewed certificate say: such a mapping is looked at each time.
-            if not any(_is_path(mapping[name]) for name in _MAY_BE_FILES & mapping.keys()):
-                _remember(self._mappings, content, known, _MAX_COUNTED_KEYS)
-        return known
-
-    def _make_plan(self, authority: str, special: ConnectionOptions | None) -> Plan:
-        if special is not None:
-            self._warn_once(special)
-        said = self._said if special is None else special.merged_over(self._said)
-        return plan_for(parse_authority(authority), said, context_for, proxy_trust=self._said)
-
-    def _warn_once(self, special: ConnectionOptions) -> None:
-        if special not in self._warned and warn_of_server_options(special):
-            _remember(self._warned, special, None, _MAX_PLANS)
-
     def raw_dial(
         self,
         host: str,
@@ -260,12 +201,7 @@ class AgentCore:
         timeouts: Timeouts | float | None,
     ) -> Dial:
         """Return the attempt at a connection that carries no HTTP and is outside the pool. Takes no lock."""
-        special = said if below is None else said.merged_over(self._of_request(below))
-        self._warn_once(special)
-        said_of_all = special.merged_over(self._said)
-        plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)
-        if said_of_all.alpn_protocols is UNSET:
-            plan = plan.offering("http/1.1")  # who reads the bytes had better know that HTTP/2 will come
+        plan = self._plans.raw_plan(host, port, said, below)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 
     def origin_plan(self, origin: str) -> Plan:
@@ -663,8 +599,7 @@ class AgentCore:
 
     def forked(self) -> None:
         """Forget the TLS sessions: they are the parent's. Called in the child of a fork."""
-        for plan in [*self._plans.values(), *self._special_plans.values()]:
-            plan.forked()
+        self._plans.forked()
         forget = getattr(self.store, "forked", None)
         if forget is not None:
             forget()
@@ -757,23 +692,6 @@ class AgentCore:
         return self._tally.snapshot(self.pool)
 
 
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
-def _remember(memo: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
-    memo[key] = value
-    if len(memo) > most:
-        memo.popitem(last=False)
-
-
-_MAY_BE_FILES: Final = frozenset({"ca", "cert", "crl", "dhparam", "key", "pfx"})
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, tuple) and any(map(_is_path, value)))
-
-
 def _length_of(body: bytes | Body | None) -> int | None:
     if body is None:
         return None
@@ -788,16 +706,3 @@ def _tunnel_target(target: str, origin: Origin) -> tuple[str, bytes]:
     if not authority.endswith(f":{origin.port}"):
         authority += f":{origin.port}"
     return authority, authority.encode("ascii")
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Cut a URL into authority and target; the fragment stays with the caller."""
-    match = _URL.match(url)
-    if match is None:
-        scheme = url.partition(":")[0]
-        raise LocalProtocolError(
-            f"the URL must begin with https://, not {quoted(scheme)}: an HTTPS agent speaks nothing else",
-            code="ERR_INVALID_PROTOCOL",
-        )
-    authority, target = match.groups()
-    return authority, target if target[:1] == "/" else "/" + target

@@ -23,13 +23,11 @@ from tlsagent.errors import (
     HandshakeError,
     HandshakeTimeout,
     LocalProtocolError,
-    OptionError,
     OptionTypeError,
     PoolTimeout,
     ResponseTimeout,
 )
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
-from tlsagent.testing import Authority
 from tlsagent.testing.simulation import Peer, Reply, SimulatedServer
 
 URL = "https://a.test/"
@@ -86,42 +84,6 @@ def idle(agent):
 
 
 # -- Requests
-
-
-@pytest.mark.parametrize(
-    ("url", "target", "authority"),
-    [
-        ("https://a.test", b"/", b"a.test"),
-        ("https://a.test/", b"/", b"a.test"),
-        ("https://a.test?q=1", b"/?q=1", b"a.test"),
-        ("https://a.test#f", b"/", b"a.test"),
-        ("https://a.test/p/q?x=/y#f?g", b"/p/q?x=/y", b"a.test"),
-        ("HTTPS://A.test:8443/", b"/", b"a.test:8443"),
-        ("https://a.test:443/", b"/", b"a.test"),
-        ("https://[::1]:8443/", b"/", b"[::1]:8443"),
-    ],
-)
-def test_url(url, target, authority):
-    """A URL gives authority and target; the fragment stays with the caller."""
-    head = exchange(core(), url=url).head
-
-    assert (head.target, head.authority) == (target, authority)
-
-
-@pytest.mark.parametrize("url", ["http://a.test/", "ws://a.test/", "a.test", "", "https:/a.test/", "https:a.test"])
-def test_url_that_is_none_of_ours(url):
-    """An HTTPS agent speaks nothing else."""
-    with pytest.raises(LocalProtocolError, match="https://") as caught:
-        exchange(core(), url=url)
-    assert caught.value.code == "ERR_INVALID_PROTOCOL"
-
-
-@pytest.mark.parametrize("url", ["https:///", "https://u:p@a.test/", "https://a.test:0/", "https://a.test:x/"])
-def test_url_without_a_usable_host(url):
-    """No host, userinfo or a bad port: refused before any I/O."""
-    with pytest.raises(LocalProtocolError) as caught:
-        exchange(core(), url=url)
-    assert caught.value.code == "ERR_INVALID_URL"
 
 
 def test_trailers_make_the_body_chunked():
@@ -204,59 +166,6 @@ def test_request_s_own_settings():
     assert (plain.timeouts.read, plain.timeouts.send, plain.retry, plain.max_size) == (5, 30, False, 7)
     assert (special.timeouts.read, special.timeouts.queue, special.retry) == (None, 6, True)
     assert total.total_at == 12.5
-
-
-def test_plans_are_made_once():
-    """Requests to one origin share a plan, whatever their path, and so do equal options."""
-    agent = core()
-    options = {"servername": "b.test"}
-
-    assert exchange(agent).plan is exchange(agent, url=URL + "path").plan
-    special = [
-        exchange(agent, options=value).plan
-        for value in (options, dict(options), ConnectionOptions(**options), ConnectionOptions(**options))
-    ]
-    assert len(set(map(id, special))) == 1
-    assert special[0].key != exchange(agent).plan.key
-
-
-def test_options_that_cannot_be_hashed():
-    """A mapping that holds a list is converted each time, to the same effect."""
-    agent = core()
-
-    first, second = (exchange(agent, options={"alpn_protocols": ["http/1.1"]}).plan for _ in range(2))
-
-    assert first is second
-    with pytest.raises(OptionError):
-        exchange(agent, options={"no_such_option": 1})
-
-
-@pytest.mark.parametrize("wrapped", [lambda path: path, lambda path: (path,)])
-def test_replaced_files_take_effect_in_mappings(tmp_path, wrapped):
-    """A mapping that names a file means what the file holds at each request, not what it once held."""
-    agent = core()
-    file = tmp_path / "ca.pem"
-    options = {"ca": wrapped(file)}
-    file.write_bytes(Authority().ca_pem)
-    before = [exchange(agent, options=options).plan for _ in range(2)]
-
-    file.write_bytes(Authority().ca_pem)
-
-    assert before[0] is before[1]
-    assert exchange(agent, options=options).plan.key != before[0].key
-
-
-def test_memory_of_plans_is_bounded(monkeypatch):
-    """The oldest plan is forgotten beyond the limit, and made again."""
-    monkeypatch.setattr("tlsagent._core._MAX_PLANS", 2)
-    agent = core()
-    plans = [exchange(agent, url=f"https://{host}.test/path", headers={"a": "b"}).plan for host in "abc"]
-
-    again = [exchange(agent, url=f"https://{host}.test/path", headers={"a": "b"}).plan for host in "bca"]
-
-    assert again[:2] == plans[1:]
-    assert again[2] is not plans[0]
-    assert again[2].key == plans[0].key
 
 
 # -- Leases
