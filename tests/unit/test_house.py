@@ -45,6 +45,7 @@ TESTED_ELSEWHERE = {
     "_drivers/aio_raw": "../wire/test_raw.py",
     "_drivers/aio_response": "../wire/test_requests.py",
     "_drivers/aio_socket": "../wire/test_requests.py",
+    "_drivers/aio_upload": "../wire/test_uploads.py",
     "_drivers/crew": "../wire/test_http2.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
     "_drivers/fork": "../stress/test_fork.py",

@@ -15,19 +15,17 @@ import asyncio
 import contextlib
 import functools
 import math
-import random
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
-from tlsagent._body import PIECE, Body, Content
+from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore
 from tlsagent._drivers import fork
-from tlsagent._drivers.aio_dialling import connected_socket, wait_until
+from tlsagent._drivers.aio_dialling import open_connection
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport, StreamCarrier
 from tlsagent._drivers.aio_response import AsyncStreamResponse, Streaming
 from tlsagent._drivers.aio_socket import SocketProtocol, wake
-from tlsagent._drivers.sockets import names_of
+from tlsagent._drivers.aio_upload import send_body
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._option_rules import UNSET, Unset
@@ -36,10 +34,10 @@ from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
 from tlsagent.errors import AgentClosed, ConnectionLost, RequestError, TLSAgentError, WrongEventLoop
-from tlsagent.events import Closed, Connected, ConnectFailed, Event, Freed, GoAway, Retried
+from tlsagent.events import Closed, ConnectFailed, Event, Freed, GoAway, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -219,7 +217,7 @@ class AsyncAgent:
                 if not self._started(exchange, exchange.now if exchange.attempts == 0 else time.monotonic()):
                     await self._wait_in_queue(exchange)
                 if exchange.body is not None and isinstance(exchange.body, Body) and exchange.lease is not None:
-                    await self._send_body(exchange, exchange.body)
+                    await send_body(self, exchange, exchange.body)
                 while not exchange.ready:
                     # `_wait`, without a coroutine of its own: this is the one wait of a warm request.
                     waker = exchange.waker = self._loop.create_future()
@@ -269,70 +267,6 @@ class AsyncAgent:
             exchange.fail(exchange.total_timeout(), now)
             self._core.cancel(exchange, now)
             wake(exchange)
-
-    async def _send_body(self, exchange: Exchange, body: Body) -> None:
-        connection: Connection = exchange.lease.connection
-        protocol: SocketProtocol = connection.transport
-        while exchange.holding and exchange.lease is not None:
-            await self._wait(exchange)
-        if exchange.lease is None or exchange.upload_stopped:
-            return
-        if body.asynchronous:
-            async with contextlib.aclosing(body.apieces()) as pieces:
-                while (piece := await self._next_piece(exchange, pieces)) is not None:
-                    if not await self._send_piece(exchange, protocol, piece):
-                        return
-            if exchange.lease is None:
-                return
-        else:
-            with contextlib.closing(body.pieces()) as pieces:
-                taken = 0
-                for piece in pieces:
-                    if not await self._send_piece(exchange, protocol, piece):
-                        return
-                    taken += len(piece)
-                    if taken >= PIECE:
-                        # A peer that reads as fast as we write never makes us wait: let the loop see its answer.
-                        taken = 0
-                        await asyncio.sleep(0)
-        now = time.monotonic()
-        connection.end_body(exchange, now)
-        protocol.advance(now)
-
-    async def _next_piece(
-        self, exchange: Exchange, pieces: AsyncGenerator[bytes | memoryview, None]
-    ) -> bytes | memoryview | None:
-        """Return the next piece, None after the last or once the exchange has ended, iterable or not."""
-        exchange.stalled()
-        coming = self._loop.create_task(_anext(pieces))
-        try:
-            while not coming.done():
-                waker = exchange.waker = self._loop.create_future()
-                await asyncio.wait((coming, waker), return_when=asyncio.FIRST_COMPLETED)
-                if exchange.lease is None or exchange.upload_stopped:
-                    return None
-        finally:
-            exchange.waker = None
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait((coming,))
-        return coming.result()
-
-    async def _send_piece(self, exchange: Exchange, protocol: SocketProtocol, piece: bytes | memoryview) -> bool:
-        now = time.monotonic()
-        if not protocol.connection.send_body(exchange, piece, now):
-            protocol.advance(now)
-            return False
-        protocol.flush()
-        if protocol.writable is None and not exchange.blocked:
-            return True
-        if self._core.watch(protocol.connection) < self._timer_at:
-            self._arm(now)
-        while _may_go_on(exchange) and (protocol.writable is not None or exchange.blocked):
-            if protocol.writable is not None:
-                protocol.writable.add_done_callback(functools.partial(_wake, exchange))
-            await self._wait(exchange)
-        return _may_go_on(exchange)
 
     async def _wait(self, exchange: Exchange) -> None:
         waker = exchange.waker = self._loop.create_future()
@@ -562,7 +496,7 @@ class AsyncAgent:
         connection: Connection | None = None
         error: BaseException | None = None
         try:
-            connection = await self._open(dial)
+            connection = await open_connection(self, dial)
         except asyncio.CancelledError:
             error = closed_error()
         except Exception as exc:  # noqa: BLE001 - whatever a hook raised becomes the request's error
@@ -588,56 +522,6 @@ class AsyncAgent:
             self._carry_out(now)
             if dial.on_done is not None:
                 dial.on_done(None, closed_error())
-
-    async def _open(self, dial: Dial, raw: RawStream | None = None) -> Connection:
-        """Return a connection whose handshake is complete and whose peer is verified."""
-        sock = await connected_socket(self._core, self._loop, dial)
-        addresses = names_of(sock)
-        try:
-            if self._core.listening():
-                self._core.emit(Connected(dial.plan.key.digest, addresses[1]))
-            chance = random.random()  # noqa: S311 - nothing depends on nobody guessing it
-            connection = self._core.open(
-                dial, time.monotonic(), time.time(), chance=chance, addresses=addresses, raw=raw
-            )
-        except BaseException:
-            sock.close()
-            raise
-        protocol = SocketProtocol(self, connection, sock)
-        try:
-            await self._loop.create_connection(lambda: protocol, sock=sock)
-            route = dial.plan.key.route
-            if not route.no_delay and route.path is None and route.socket is None:
-                # uvloop turns Nagle's delay off on every socket that it is given.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-            # Not in connection_made: if the peer has reset already, uvloop would close the descriptor before it has
-            # taken over the socket, whose number by then may be another's.
-            protocol.flush()
-            await self._handshake(dial, protocol)
-        except BaseException as error:
-            connection.abort("handshake")
-            self._shut(connection, "handshake")
-            if isinstance(error, RequestError) and self._core.may_dial_again(dial, connection):
-                return await self._open(dial, raw)
-            raise
-        return connection
-
-    async def _handshake(self, dial: Dial, protocol: SocketProtocol) -> None:
-        connection = protocol.connection
-        while connection.info is None and connection.dead is None:
-            now = time.monotonic()
-            if now >= dial.deadline:
-                raise dial.overdue()
-            if now >= connection.next_deadline():
-                connection.handle_timeout(now)
-                break
-            if protocol.handshake is None or protocol.handshake.done():
-                protocol.handshake = self._loop.create_future()
-            await wait_until(self._loop, protocol.handshake, min(dial.deadline, connection.next_deadline()))
-        failure = connection.handshake_error
-        if failure is not None:
-            raise failure
-        self._core.tell_secured(connection)
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
@@ -717,7 +601,7 @@ class AsyncAgent:
         stream = RawStream()
         dial = self._core.raw_dial(host, port, build(ConnectionOptions, keywords), options, timeouts)
         try:
-            connection = await self._open(dial, stream)
+            connection = await open_connection(self, dial, stream)
         except Exception as error:
             described = dial.describe(error)
             if described is error:
@@ -849,24 +733,11 @@ class AsyncAgent:
         self._proactor = type(loop).__name__ == "ProactorEventLoop"
 
 
-def _may_go_on(exchange: Exchange) -> bool:
-    """Whether the upload is still wanted."""
-    return exchange.lease is not None and exchange.error is None and not exchange.upload_stopped
-
-
-def _wake(exchange: Exchange, writable: asyncio.Future[None]) -> None:  # noqa: ARG001 - what a callback is given
-    wake(exchange)
-
-
 def _wrong_loop() -> WrongEventLoop:
     return WrongEventLoop(
         "an AsyncAgent belongs to one event loop, and that of this one is another, which is still open: make one agent "
         "per loop, or call aclose() in its own loop first"
     )
-
-
-async def _anext(pieces: AsyncGenerator[bytes | memoryview, None]) -> bytes | memoryview | None:
-    return await anext(pieces, None)
 
 
 def _future_setter(future: asyncio.Future[Any]) -> Callable[[object, BaseException | None], None]:

@@ -1,5 +1,6 @@
 """
-From a dial to a connected socket, on asyncio: look up, race the addresses, wait no longer than the dial allows.
+From a dial to a secured connection, on asyncio: look up, race the addresses, shake hands, wait no longer than the dial
+allows.
 """
 
 from __future__ import annotations
@@ -9,22 +10,77 @@ import contextlib
 import functools
 import inspect
 import math
+import random
+import socket
 import time
 from typing import TYPE_CHECKING
 
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race, race_of
-from tlsagent._drivers.sockets import begin_connect, unix_address, users_socket
-from tlsagent.events import Connecting
+from tlsagent._drivers.aio_socket import SocketProtocol
+from tlsagent._drivers.sockets import begin_connect, names_of, unix_address, users_socket
+from tlsagent.errors import RequestError
+from tlsagent.events import Connected, Connecting
 
 if TYPE_CHECKING:
-    import socket
-
+    from tlsagent._connection import Connection
     from tlsagent._core import AgentCore
     from tlsagent._dial import Dial
+    from tlsagent._drivers.aio import AsyncAgent
+    from tlsagent._raw import RawStream
 
 
-async def connected_socket(core: AgentCore, loop: asyncio.AbstractEventLoop, dial: Dial) -> socket.socket:
+async def open_connection(agent: AsyncAgent, dial: Dial, raw: RawStream | None = None) -> Connection:
+    """Return a connection whose handshake is complete and whose peer is verified."""
+    sock = await _connected_socket(agent._core, agent._loop, dial)
+    addresses = names_of(sock)
+    try:
+        if agent._core.listening():
+            agent._core.emit(Connected(dial.plan.key.digest, addresses[1]))
+        chance = random.random()  # noqa: S311 - nothing depends on nobody guessing it
+        connection = agent._core.open(dial, time.monotonic(), time.time(), chance=chance, addresses=addresses, raw=raw)
+    except BaseException:
+        sock.close()
+        raise
+    protocol = SocketProtocol(agent, connection, sock)
+    try:
+        await agent._loop.create_connection(lambda: protocol, sock=sock)
+        route = dial.plan.key.route
+        if not route.no_delay and route.path is None and route.socket is None:
+            # uvloop turns Nagle's delay off on every socket that it is given.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        # Not in connection_made: if the peer has reset already, uvloop would close the descriptor before it has
+        # taken over the socket, whose number by then may be another's.
+        protocol.flush()
+        await _handshake(agent, dial, protocol)
+    except BaseException as error:
+        connection.abort("handshake")
+        agent._shut(connection, "handshake")
+        if isinstance(error, RequestError) and agent._core.may_dial_again(dial, connection):
+            return await open_connection(agent, dial, raw)
+        raise
+    return connection
+
+
+async def _handshake(agent: AsyncAgent, dial: Dial, protocol: SocketProtocol) -> None:
+    connection = protocol.connection
+    while connection.info is None and connection.dead is None:
+        now = time.monotonic()
+        if now >= dial.deadline:
+            raise dial.overdue()
+        if now >= connection.next_deadline():
+            connection.handle_timeout(now)
+            break
+        if protocol.handshake is None or protocol.handshake.done():
+            protocol.handshake = agent._loop.create_future()
+        await _wait_until(agent._loop, protocol.handshake, min(dial.deadline, connection.next_deadline()))
+    failure = connection.handshake_error
+    if failure is not None:
+        raise failure
+    agent._core.tell_secured(connection)
+
+
+async def _connected_socket(core: AgentCore, loop: asyncio.AbstractEventLoop, dial: Dial) -> socket.socket:
     """Return a socket that is connected to whoever the dial leads to first; its phases are entered on the way."""
     route = dial.plan.key.route
     if route.socket is not None:
@@ -66,7 +122,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, dial: Dial) -> list[Address]
             loop.call_soon_threadsafe(_set_done, done)
 
     lookup = _resolver.resolver.start(host, _resolver.family_of(route), callback)
-    await wait_until(loop, done, dial.deadline)
+    await _wait_until(loop, done, dial.deadline)
     if not lookup.done:
         raise dial.overdue()
     return lookup.result(port)
@@ -103,7 +159,7 @@ async def _race(loop: asyncio.AbstractEventLoop, race: Race, dial: Dial) -> sock
             task.cancel()
 
 
-async def wait_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], deadline: float) -> None:
+async def _wait_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], deadline: float) -> None:
     """Wait for a future that no exception ends, or until the deadline, whichever comes first."""
     if deadline == math.inf:
         await future
