@@ -476,6 +476,7 @@ class AgentCore:
         A server that answers an offered session with an alert, or closes the connection, may do so because of the
         session. A refused certificate is not tried again, nor what ran out of time.
         """
+        dial.secured = connection.info is not None
         error = connection.error
         refused = isinstance(error, (HandshakeError, ConnectionLost)) and not isinstance(error, CertificateError)
         if not (refused and connection.session_offered) or dial.plan.key.route.socket is not None:
@@ -497,6 +498,7 @@ class AgentCore:
         """Give a secured connection to the pool, which grants it to the first in line; a dead one fails the dial."""
         failure = connection.handshake_error
         if failure is not None:
+            dial.secured = True
             self.dial_failed(dial, failure, now)
             return
         dial.enter(None, now)
@@ -507,9 +509,15 @@ class AgentCore:
         self.watch(connection)
 
     def dial_failed(self, dial: Dial, error: BaseException | None, now: float) -> None:
-        """End an attempt without a connection; None abandons it."""
+        """
+        End an attempt without a connection; None abandons it.
+
+        A connection that was open and is lost before anybody could use it is the misfortune of one: the server was
+        there, and may be reloading.
+        """
         if dial.attempt is not None:
-            self.pool.connect_failed(dial.attempt, error and dial.describe(error), now)
+            for_all = not (dial.secured and isinstance(error, ConnectionLost))
+            self.pool.connect_failed(dial.attempt, error and dial.describe(error), now, for_all=for_all)
             dial.attempt.user = None
 
     def closed(self, connection: Connection, reason: str) -> bool:

@@ -51,6 +51,7 @@ class Dial:
         deadline: When the present phase is overdue.
         target: What the proxy, if there is one, is to connect to.
         without_session: Whether to offer no TLS session: the peer has refused one.
+        secured: Whether its handshake was completed, so that the peer is the right one, and may do better next time.
         on_resolved: Told the addresses, before it is connected to one; what it raises ends the attempt.
         on_done: Told the connection or the error at the end, by drivers that wait for one.
     """
@@ -67,6 +68,7 @@ class Dial:
         "on_resolved",
         "phase",
         "plan",
+        "secured",
         "target",
         "timings",
         "without_session",
@@ -81,6 +83,7 @@ class Dial:
         self.deadline = math.inf
         self.target: tuple[str, int] = (plan.key.route.host, plan.key.route.port)
         self.without_session = False
+        self.secured = False
         self.on_done: Callable[[Any, BaseException | None], None] | None = None
         self.on_resolved: Callable[[list[str]], object] | None = None
         self._timeouts = timeouts

@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 # RFC 9110, 9.2.2
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
-_MOST_BEGINNINGS: Final = 5
+_MOST_LOSSES: Final = 5
+"""Connections that may be lost under a request before anything of it was sent. A server that closes each is no use."""
 
 HIGH_WATER: Final = 262_144
 """Bytes of a streamed body that wait for their consumer before a connection stops reading."""
@@ -120,6 +121,7 @@ class Exchange:
         response: The response's head, once it is here.
         error: Why the exchange failed, if it did.
         attempts: How often the request was sent.
+        losses: How many connections were lost under it before anything of it was sent.
         stream: Its stream on a shared connection, also after its end while somebody has yet to read; opaque here.
         high_water: Bytes of a streamed body that may wait; beyond, it is the consumer who keeps the peer waiting.
         unprocessed: Whether an attempt failed that the peer has certainly not processed (RFC 9113, 8.7).
@@ -146,6 +148,7 @@ class Exchange:
         "holding",
         "informational",
         "lease",
+        "losses",
         "max_size",
         "now",
         "nudged",
@@ -197,6 +200,7 @@ class Exchange:
         self.created_at = self.now = now
         self.total_at: float = now + timeouts.total if timeouts.total else math.inf
         self.attempts = 0
+        self.losses = 0
         self.unprocessed = False
         self.awaiting = Awaiting.END
         self.waker: Any = None
@@ -294,6 +298,23 @@ class Exchange:
         """Note that nothing is handed on yet, though a connection was found: it is in doubt, or full."""
         self.holding = bool(self.continue_wait)
         self._clock(now, self.timeouts.send)
+
+    def turn_away(self, why: str, now: float, *, lost: bool) -> None:
+        """
+        Take back that it began, since nothing was handed on: it starts over, unless too many connections were lost.
+
+        Args:
+            why: What has become of the connection.
+            now: The time.
+            lost: Whether that is its end; else it was only full.
+        """
+        self.attempts -= 1
+        self.losses += lost
+        if self.losses < _MOST_LOSSES:
+            self.fail(Redirected(why), now)
+        else:
+            text = f"{self.losses} connections were lost before the request could be sent: {why}"
+            self.fail(ConnectionLost(text), now)
 
     def progressed(self, now: float) -> None:
         """Note that bytes of the request were handed on."""
@@ -420,11 +441,7 @@ class Exchange:
     @property
     def repeatable(self) -> bool:
         """Whether it can be sent once more, if that is safe otherwise."""
-        return self.attempts == 1 and self._may_begin_anew
-
-    @property
-    def _may_begin_anew(self) -> bool:
-        return self.retry and not (isinstance(self.body, Body) and not self.body.replayable)
+        return self.attempts == 1 and self.retry and not (isinstance(self.body, Body) and not self.body.replayable)
 
     @property
     def may_retry(self) -> bool:
@@ -433,18 +450,16 @@ class Exchange:
 
         What the peer has certainly not processed may be, whatever it is. Else a reused connection that dies before the
         first byte of a response has most likely been closed while idle: then the request is repeated, on a fresh
-        connection, if it is idempotent. What was lost before anything of it was sent is not a repetition: it may begin
-        up to five times. In any case its body must be to be had again.
+        connection, if it is idempotent. In any case its body must be to be had again. To begin anew after nothing was
+        sent (`turn_away`) is no repetition.
         """
         if self.started_at is None or isinstance(self.error, Redirected):  # no place was found, by a repetition perhaps
             return isinstance(self.error, Redirected)
-        lost = isinstance(self.error, ConnectionLost)
-        if lost and not self.request_sent:
-            return self.attempts < _MOST_BEGINNINGS and self._may_begin_anew
-        if not self.repeatable:
+        if not (self.repeatable and self.request_sent):
             return False
         if self.unprocessed:
             return True
+        lost = isinstance(self.error, ConnectionLost)
         return lost and not self.received and self.reused and self.head.method in IDEMPOTENT
 
     def start_over(self) -> None:

@@ -14,8 +14,8 @@ then the driver takes the list, to wake who waits (`take_touched`). An exchange 
 A stream is opened at once, unless it is held back. While the peer's SETTINGS are not here, one stream has to do: they
 say how many it takes. And a connection that was silent for longer than `ping_interval` while nobody used it is in doubt
 until a sign of life comes. Nothing of what was held back was sent: where there turns out to be no room for it, it is
-turned away, to look for another place as if nothing had been; if the connection turns out to be dead, it is safe to
-repeat, whatever it is.
+turned away, to look for another place as if nothing had been; likewise if the connection turns out to be dead, but not
+for ever (`Exchange.turn_away`).
 
 Deadlines of exchanges move, mostly later. One number, `_due`, is no later than the earliest of them; when it is reached
 all are looked at and it is found anew, which happens about once in the length of a timeout.
@@ -27,7 +27,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from tlsagent._body import Body
-from tlsagent._exchange import HIGH_WATER, Awaiting, Redirected
+from tlsagent._exchange import HIGH_WATER, Awaiting
 from tlsagent._raw import RawStream
 from tlsagent.errors import (
     ConnectionLost,
@@ -350,14 +350,13 @@ class Multiplex:
         if exchange.deadline < self._due:
             self._due = exchange.deadline
 
-    def _turn_away(self, stream: Stream, exchange: Exchange, why: str, now: float) -> bool:
+    def _turn_away(self, stream: Stream, exchange: Exchange, why: str, now: float, *, lost: bool = True) -> bool:
         """Have an exchange of which nothing was sent begin anew, elsewhere, unless a body was begun that is gone."""
         body = exchange.body
         if isinstance(body, Body) and not body.replayable and (stream.outgoing or stream.finishing):
             return False
-        exchange.attempts -= 1
         stream.connection.requests -= 1
-        exchange.fail(Redirected(why), now)
+        exchange.turn_away(why, now, lost=lost)
         self._end(stream)
         return True
 
@@ -523,7 +522,7 @@ class Multiplex:
         if self.engine.greeted:
             for stream in self._held[:]:
                 assert stream.exchange is not None
-                self._turn_away(stream, stream.exchange, "the connection has no room for it", now)
+                self._turn_away(stream, stream.exchange, "the connection has no room for it", now, lost=False)
 
     def stream_ended(self, stream_id: int) -> None:
         """Take the good end of a stream."""

@@ -58,7 +58,7 @@ __all__ = ["Attempt", "Close", "Connect", "Counts", "Effect", "Grant", "Lease", 
 #
 # Where connections may be shared, one attempt is under way for all tickets, or two (`width`, which `_first_contact`
 # decides). Only the tickets that caused one are covered, the others wait on their queue deadlines. But it stands for
-# all that have nothing else to wait for: they share its error.
+# all that have nothing else to wait for: they share its error, unless it is of one connection alone.
 #
 # A bucket *wants* to dial while it is short of attempts and its own limit leaves room. Wanting buckets stand
 # in one order, by their oldest uncovered ticket, which is first come first served across keys. What holds whenever a
@@ -324,20 +324,22 @@ class Pool(Generic[C]):
             self._park(slot, now)
         self._settle(bucket)
 
-    def connect_failed(self, attempt: Attempt[C], error: BaseException | None, now: float) -> None:
+    def connect_failed(
+        self, attempt: Attempt[C], error: BaseException | None, now: float, *, for_all: bool = True
+    ) -> None:
         """
         An attempt failed, or was abandoned if `error` is None.
 
         The error goes to the oldest covered ticket, unless the remaining attempts suffice for all of them. Where
         connections may be shared one remaining attempt suffices, and the last one's error goes to all tickets, unless
-        there is a connection that may yet serve them.
+        there is a connection that may yet serve them, or the next attempt may fare better (`for_all` is False).
         """
         self._now = now
         bucket = self._end(attempt)
         queue = bucket.queue
         stood_for_all = self._contact.failed(bucket)
         suffice = stood_for_all and bucket.attempts > 0
-        if error is not None and stood_for_all and not suffice and bucket.connections == bucket.draining:
+        if for_all and error is not None and stood_for_all and not suffice and bucket.connections == bucket.draining:
             while (ticket := queue.oldest()) is not None:
                 self._refuse(ticket, error)
         if len(queue.covered) > bucket.attempts:

@@ -346,9 +346,10 @@ def test_preconnect_within_the_limits():
 
 
 def test_dead_connection_is_never_granted():
-    """A connection that ended together with its handshake fails the dial; no request begins on it."""
+    """A connection that ended together with its handshake fails the dial for one; the rest has another attempt."""
     server = SimulatedServer(greet=lambda peer: peer.close(), min_version="TLSv1.2", max_version="TLSv1.2")
     agent = core()
+    first = agent.acquire(exchange(agent), 0.0)
     agent.acquire(exchange(agent), 0.0)
     [connect] = agent.effects()
     connection = opened(agent, connect.attempt.user, server)
@@ -359,8 +360,10 @@ def test_dead_connection_is_never_granted():
     effects = agent.effects()
     assert not any(isinstance(effect, Grant) for effect in effects)
     [refusal] = [effect for effect in effects if isinstance(effect, Refuse)]
+    assert refusal.ticket is first
     assert isinstance(refusal.error, ConnectionLost)
     assert refusal.error.phase == "handshake"
+    assert [type(effect) for effect in effects] == [Refuse, Connect]
 
 
 def test_raw_dial_is_outside_the_pool():

@@ -458,11 +458,6 @@ def test_body_that_can_be_had_again(content):
     assert lost("PUT", content=content).may_retry
 
 
-def test_post_of_which_nothing_was_sent():
-    """Whatever the method, a request of which no byte was sent may be repeated."""
-    assert lost("POST", sent=False).may_retry
-
-
 def test_start_over_forgets_the_attempt_but_not_the_clock():
     """The second attempt is the last; `total` goes on from the beginning."""
     subject = lost()
@@ -483,16 +478,30 @@ def test_start_over_forgets_the_attempt_but_not_the_clock():
 
 
 def test_what_was_never_sent_begins_up_to_five_times():
-    """A connection lost before a byte of the request was sent does not use up its repetition; but there is an end."""
-    subject = exchange("POST")
+    """A connection lost before a byte of the request was sent is no attempt, whatever it is; but there is an end."""
+    subject = exchange("POST", retry=False)
     for number in range(1, 6):
-        subject.begin(INFO, 1, 0.0)
-        subject.fail(ConnectionLost("the connection takes no more"), 0.0)
-        assert subject.may_retry == (number < 5)
+        subject.begin(INFO, number, 0.0)
+        subject.turn_away("the server closed the connection", 0.0, lost=True)
+        assert (subject.attempts, subject.may_retry) == (0, number < 5)
         if subject.may_retry:
             subject.start_over()
 
-    assert subject.attempts == 5
+    assert (type(subject.error), subject.error.request_sent) == (ConnectionLost, False)
+    assert str(subject.error) == (
+        "5 connections were lost before the request could be sent: the server closed the connection"
+    )
+
+
+def test_what_was_never_sent_does_not_use_up_its_repetition():
+    """What was refused once, and then found no connection that lasts, ends there; a full connection does not count."""
+    subject = unprocessed()
+    subject.start_over()
+    for number in range(1, 11):
+        subject.begin(INFO, 1, 2.0)
+        subject.turn_away("it is full", 2.0, lost=number > 5)
+        assert (subject.attempts, subject.may_retry) == (1, number < 10)
+        subject.start_over()
 
 
 # -- Timings

@@ -1203,6 +1203,19 @@ def test_failure_of_the_one_attempt_is_told_to_all():
     assert pool.keys() == []
 
 
+def test_failure_that_is_of_one_connection_is_told_to_one():
+    """Where the next attempt may fare better only the ticket that caused this one is refused; the others have it."""
+    pool = Pool[str]()
+    first, attempt = dial(pool, shares=True)
+    second = queue(pool, shares=True)
+
+    pool.connect_failed(attempt, FAILED, 1.0, for_all=False)
+
+    refuse, connect = pool.effects()
+    assert refuse == Refuse(first, FAILED)
+    assert connect.attempt.cause is second
+
+
 def test_failure_beside_a_full_connection_is_told_to_one():
     """Where a connection may yet serve the others only the ticket that caused the attempt is refused."""
     pool = Pool[str]()

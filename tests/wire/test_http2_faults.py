@@ -20,6 +20,7 @@ from tlsagent import (
     Http1Options,
     Http2Options,
     InactivityTimeout,
+    RemoteProtocolError,
     ResponseTimeout,
     SendTimeout,
     Timeouts,
@@ -78,6 +79,114 @@ def test_goaway_in_the_breath_of_the_handshake(open_agent):
 
         assert caught.value.phase == "handshake"
         assert wait_until(lambda: agent.stats().closed)
+        agent.close()
+
+
+@pytest.mark.parametrize("last", [b"", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], ids=["end", "nonsense"])
+def test_end_in_the_breath_of_the_handshake(open_agent, last):
+    """
+    A connection that ends with its handshake is the misfortune of the request that waited longest, the others have
+    another one; unless the server does not speak HTTP/2 at all.
+    """
+    may_end = threading.Event()
+
+    def script(raw: RawPeer) -> None:
+        floor = server.tls_floor()
+        if raw.number > 1:
+            raw.start_tls(floor)
+            peer = FramePeer(raw)
+            peer.greet()
+            serve(peer)
+        while floor.facts is None:
+            raw.send_raw(floor.data_to_send())
+            floor.receive_data(raw.sock.recv(65_536))
+        assert may_end.wait(5)
+        if last:
+            floor.write(last)
+        floor.close()
+        raw.send_raw(floor.data_to_send())
+
+    with RawServer(script, alpn_protocols=("h2",), max_version="TLSv1.2", tls=False) as server:
+        agent = open_agent(ca=server.authority.ca_pem)
+        requests = [agent.submit("GET", server.url, timeouts=5) for _ in range(6)]
+        assert wait_until(lambda: agent.stats().waiting == 6)
+        may_end.set()
+
+        errors = [request.exception(5) for request in requests]
+
+        failed = [error for error in errors if error is not None]
+        if last:
+            assert {type(error) for error in failed} == {RemoteProtocolError}
+            assert (len(failed), server.connections) == (6, 1)
+        else:
+            assert {(type(error), error.phase, error.request_sent) for error in failed} == {
+                (ConnectionLost, "handshake", False)
+            }
+            assert (len(failed), server.connections) == (1, 2)
+        agent.close()
+
+
+def losing(gates: list[threading.Event]) -> Any:
+    """Return a script that closes a connection without a byte, once its gate is open; what has none serves."""
+
+    def script(raw: RawPeer) -> None:
+        if raw.number <= len(gates):
+            assert gates[raw.number - 1].wait(5)
+            return
+        peer = FramePeer(raw)
+        peer.greet()
+        serve(peer)
+
+    return script
+
+
+def carried(agent: Any, connections: int) -> int | None:
+    """Return how many requests were or are carried, once that many connections were opened."""
+    stats = agent.stats()
+    return stats.requests if stats.opened == connections else None
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_connections_that_end_before_they_have_said_anything(open_agent, narrow):
+    """
+    Each fails the one request that was sent on it. Those that were held back, and those that waited in the queue for a
+    place, have another connection.
+    """
+    gates = [threading.Event() for _ in range(3)]
+    limits = {"max_sockets": 1, "http2": Http2Options(max_streams=2)} if narrow else {}
+    with RawServer(losing(gates), alpn_protocols=("h2",)) as server:
+        agent = open_agent(ca=server.authority.ca_pem, **limits)
+        requests = [agent.submit("GET", server.url, timeouts=5) for _ in range(20)]
+        for number, gate in enumerate(gates):
+            assert wait_until(lambda number=number: carried(agent, number + 1) == (number + 2 if narrow else 20))
+            gate.set()
+
+        failed = [error for request in requests if (error := request.exception(5)) is not None]
+
+        assert {(type(error), error.phase, error.request_sent) for error in failed} == {(ConnectionLost, "wait", True)}
+        assert (len(failed), server.connections) == (3, 4)
+        assert {request.result().attempts for request in requests if request.exception() is None} == {1}
+        agent.close()
+
+
+def test_server_that_ends_every_connection(open_agent):
+    """
+    A request of which nothing was sent is told of the fifth connection that was lost under it.
+    """
+    gates = [threading.Event() for _ in range(20)]
+    with RawServer(losing(gates), alpn_protocols=("h2",)) as server:
+        agent = open_agent(ca=server.authority.ca_pem)
+        requests = [agent.submit("GET", server.url, retry=False) for _ in range(20)]
+        for number, gate in enumerate(gates):
+            assert number >= 5 or wait_until(lambda number=number: carried(agent, number + 1) == 20)
+            gate.set()
+
+        failed: list[Any] = [request.exception(5) for request in requests]
+
+        unsent = [error for error in failed if not error.request_sent]
+        assert {type(error) for error in failed} == {ConnectionLost}
+        assert {str(error)[:23] for error in unsent} == {"5 connections were lost"}
+        assert (len(unsent), server.connections) == (15, 5)
         agent.close()
 
 
