@@ -614,6 +614,9 @@ class Connection:
         """Nothing waits for windows of a peer on a connection that carries one exchange."""
         return False
 
+    def keep(self) -> None:
+        """Nothing to copy: what is written is encrypted at once."""
+
     @property
     def raw(self) -> bool:
         """Whether it carries no HTTP and is outside the pool."""

@@ -178,6 +178,10 @@ class Stream:
         """Send bytes, or keep what the windows do not let out; not before what was written last is out."""
         self._floor.write(self, data, now)
 
+    def keep(self) -> None:
+        """Copy what the windows did not let out: whose it is may change it from now on."""
+        self.outgoing = memoryview(bytes(self.outgoing))
+
     def read(self, deadline: float = math.inf) -> None:
         """Take note that what came was read: the peer may send more. Its exchange has a deadline anew."""
         self._floor.read(self, deadline)
@@ -412,7 +416,7 @@ class Multiplex:
             exchange.fail(error, now)
             self._give_up(stream, CANCEL)
             return
-        stream.outgoing = data
+        stream.outgoing = data or b""  # an empty view would hold on to the caller's buffer
         if over:
             self._end(stream)
         if exchange.deadline < self._due:

@@ -40,6 +40,9 @@ class RawLink(Protocol):
     def write(self, data: bytes | memoryview, now: float) -> None:
         """Take bytes to send."""
 
+    def keep(self) -> None:
+        """Copy what was written last and is not out: whose it is may change it from now on."""
+
     def hang_up(self, reason: str) -> None:
         """End it in good order."""
 

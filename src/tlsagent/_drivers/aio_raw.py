@@ -145,6 +145,8 @@ class AsyncRawConnection:
         """
         Send all of `data`, waiting while the peer accepts no more.
 
+        Cancelled, it has sent a part, up to 64 KiB of which may still follow; `data` may be changed all the same.
+
         Raises:
             ConnectionLost: The connection is gone.
         """
@@ -155,7 +157,11 @@ class AsyncRawConnection:
             self._require_open()
             self._link.write(view[at : at + PIECE], loop.time())
             self._carrier.flush()
-            await self._until_writable()
+            try:
+                await self._until_writable()
+            except BaseException:
+                self._link.keep()
+                raise
         self._require_open()
 
     async def _until_writable(self) -> None:

@@ -42,6 +42,9 @@ class Carrier(Protocol):
     def flush(self) -> bool:
         """Send what there is; returns whether all of it went."""
 
+    def keep(self) -> None:
+        """Copy what was taken to send and is not out."""
+
     def take(self, most: int) -> bytes | None:
         """Return up to `most` of the bytes that came, b"" after the end, None while there is nothing."""
 
@@ -66,6 +69,9 @@ class WireCarrier:
         """Send what there is."""
         wire: Wire = self.link.transport
         return wire.flush(self.link, time.monotonic())
+
+    def keep(self) -> None:
+        """Nothing to copy: what is written is encrypted at once."""
 
     def take(self, most: int) -> bytes | None:
         """Return bytes that came."""
@@ -108,6 +114,10 @@ class StreamCarrier:
     def flush(self) -> bool:
         """Send what there is, as far as the windows let it out."""
         return self._crew.flush() and not self.link.blocked
+
+    def keep(self) -> None:
+        """Copy what the windows did not let out, which another thread may be sending."""
+        self._crew.change(self.link.keep)
 
     def take(self, most: int) -> bytes | None:
         """Return bytes that came, and let the peer send more."""
@@ -165,26 +175,37 @@ class RawConnection:
         """
         Send all of `data`.
 
+        Interrupted, or out of time, it has sent a part, up to 64 KiB of which may still follow.
+
         Args:
-            data: Bytes; b"" sends nothing.
+            data: Bytes; b"" sends nothing. They may be changed afterwards, however it ended.
             timeout: Seconds in which the peer must accept it; None waits for ever.
 
         Raises:
             ConnectionLost: The connection is gone.
             SendTimeout: The peer did not accept it in time; the connection is then of no more use.
         """
-        carrier = self._carrier
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         view = memoryview(data).cast("B")
         for at in range(0, len(view), PIECE):
+            if self._link.blocked:
+                self._push(deadline, timeout)  # a call that ended early may have left its last piece
             self._require_open()
-            carrier.write(view[at : at + PIECE])
-            while not carrier.flush():
-                carrier.turn(deadline, sending=True)
-                self._require_open()
-                if time.monotonic() >= deadline:
-                    raise SendTimeout(f"the peer did not accept the data within {timeout:g} s", phase="send")
+            try:
+                self._carrier.write(view[at : at + PIECE])
+                self._push(deadline, timeout)
+            except BaseException:
+                self._carrier.keep()
+                raise
         self._require_open()
+
+    def _push(self, deadline: float, timeout: float | None) -> None:
+        carrier = self._carrier
+        while not carrier.flush():
+            carrier.turn(deadline, sending=True)
+            self._require_open()
+            if time.monotonic() >= deadline:
+                raise SendTimeout(f"the peer did not accept the data within {timeout:g} s", phase="send")
 
     def recv(self, max_bytes: int = PIECE, *, timeout: float | None = None) -> bytes:
         """
