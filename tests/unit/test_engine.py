@@ -24,6 +24,7 @@ from tls_peer import (
     client_context,
     client_engine,
     connect,
+    connect_writer,
     issue,
     pki,
     server_context,
@@ -631,6 +632,37 @@ def test_ticket_flood_is_bounded():
     error, link = failed(RemoteProtocolError, server=server_context(tickets=MAX_CONTROL_RECORDS + 1))
     assert error.code == "ERR_TLSAGENT_TLS_FLOOD"
     assert len(link.sink.sessions) == MAX_SESSIONS
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_key_update_flood_is_bounded(apart):
+    """
+    A peer that has us change keys without end is cut off, in one read or in many; the answers it gets are as bounded.
+    """
+    link, server = connect_writer()
+    updates = [server.key_update() for _ in range(MAX_CONTROL_RECORDS + 10)]
+
+    with pytest.raises(RemoteProtocolError) as caught:
+        for data in updates if apart else [b"".join(updates)]:
+            link.engine.receive_data(data, CLOCK, link.sink)
+
+    assert caught.value.code == "ERR_TLSAGENT_TLS_FLOOD"
+    assert len(link.engine.data_to_send()) <= (MAX_CONTROL_RECORDS + 10) * 32
+
+
+def test_control_records_are_counted_from_the_last_data():
+    """
+    A server may send tickets and key updates for as long as a connection lives, if it sends data too.
+    """
+    link, server = connect_writer()
+    responses = MAX_CONTROL_RECORDS + 10
+
+    for number in range(responses):
+        link.engine.receive_data(server.data(b"x"), CLOCK, link.sink)
+        link.engine.receive_data(server.ticket(b"%d" % number), CLOCK, link.sink)
+    link.engine.receive_data(server.key_update() + server.data(b"end"), CLOCK, link.sink)
+
+    assert link.sink.data == b"x" * responses + b"end"
 
 
 @pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])

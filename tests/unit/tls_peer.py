@@ -17,6 +17,8 @@ import time
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
@@ -213,6 +215,60 @@ class OpenSSLServer:
             while True:
                 sent += self.tls.bio_read(65_536)
         return sent
+
+
+class RecordWriter:
+    """
+    What a TLS 1.3 server may send after the handshake and no library sends on demand (RFC 8446, 4.6 and 5.2).
+
+    Needs the suite TLS_AES_256_GCM_SHA384, and that the server has sent nothing under this secret before.
+    """
+
+    def __init__(self, traffic_secret):
+        self._use(traffic_secret)
+
+    def _use(self, secret):
+        self._secret, self._sent = secret, 0
+        self._key, self._iv = AESGCM(self._expand(b"key", 32)), self._expand(b"iv", 12)
+
+    def _expand(self, label, length):
+        label = b"tls13 " + label
+        info = length.to_bytes(2, "big") + bytes([len(label)]) + label + b"\0"
+        return HKDFExpand(hashes.SHA384(), length, info).derive(self._secret)
+
+    def _record(self, kind, content):
+        inner = content + bytes([kind])
+        head = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2, "big")
+        nonce = (int.from_bytes(self._iv, "big") ^ self._sent).to_bytes(12, "big")
+        self._sent += 1
+        return head + self._key.encrypt(nonce, inner, head)
+
+    def data(self, content):
+        return self._record(23, content)
+
+    def key_update(self):
+        """A KeyUpdate that asks for one in return."""
+        record = self._record(22, b"\x18\0\0\1\1")
+        self._use(self._expand(b"traffic upd", 48))
+        return record
+
+    def ticket(self, name):
+        """A NewSessionTicket for two hours, without a nonce that differs or early data."""
+        body = (7_200).to_bytes(4, "big") + bytes(4) + b"\0" + len(name).to_bytes(2, "big") + name + b"\0\0"
+        return self._record(22, b"\x04" + len(body).to_bytes(3, "big") + body)
+
+
+def connect_writer():
+    """Carry a handshake through; returns the link, and a writer of what its server sends from now on."""
+    context = server_context(tickets=0)
+    with tempfile.TemporaryDirectory() as folder:
+        log = os.path.join(folder, "keys")
+        context.keylog_filename = log
+        link = connect(server=context)
+        with open(log) as lines:
+            [secret] = [line.split()[2] for line in lines if line.startswith("SERVER_TRAFFIC_SECRET_0 ")]
+        context.keylog_filename = None
+    return link, RecordWriter(bytes.fromhex(secret))
 
 
 class Sink:

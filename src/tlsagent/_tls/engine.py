@@ -332,6 +332,7 @@ class TLSEngine:
         size = ssl_read(self._ssl, buffer, _RECORD)
         if size > 0 and not bio_pending(into_ssl):
             self._silent = False
+            self._control_records = 0
             plaintext = unpack(buffer, size)
             _free_buffers.append(buffer)
             sink.plaintext_received(plaintext, now)
