@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from wire_peer import PeerConnection, hold, left_in_order, targets, wait_until
 
-from tlsagent import AgentClosed, AsyncAgent, ConnectionLost, WrongEventLoop
+from tlsagent import AgentClosed, AsyncAgent, ConnectError, ConnectionLost, WrongEventLoop
 from tlsagent._tls.engine import TLSEngine
 
 
@@ -290,6 +290,58 @@ def test_leaving_with_by_an_exception_waits_for_nothing(open_agent, server):
     assert time.monotonic() - begun < 3
     assert wait_until(lambda: active[0].done())
     assert isinstance(active[0].exception(), AgentClosed)
+
+
+def test_leaving_with_by_an_exception_waits_for_no_response_of_one_s_own(open_agent, server):
+    """
+    A streamed response that the block has left open cannot end any more: nobody waits for it.
+    """
+    harness = open_agent(ca=server.ca_pem)
+    url = server.url + "/bytes/20000000"
+    left: list[Any] = []
+
+    def sync_block() -> None:
+        with harness.agent as agent:
+            left.append(agent.open_stream("GET", url))
+            raise ZeroDivisionError
+
+    async def async_block() -> None:
+        async with harness.agent as agent:
+            left.append(await agent.open_stream("GET", url))
+            raise ZeroDivisionError
+
+    begun = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        sync_block() if harness.driver == "threads" else harness.run(async_block())
+
+    assert time.monotonic() - begun < 3
+    with pytest.raises(AgentClosed):
+        left[0].read() if harness.driver == "threads" else harness.run(left[0].aread())
+
+
+def test_destroy_ends_the_wait_of_close(open_sync_agent, server):
+    """
+    A thread that drains an agent without end goes on once another has destroyed it.
+    """
+    agent = open_sync_agent(ca=server.ca_pem).agent
+    response = agent.open_stream("GET", server.url + "/bytes/20000000")
+    closing = background(lambda: agent.close(None))
+
+    def refuses() -> bool:
+        try:
+            agent.connect("localhost", 1)
+        except AgentClosed:
+            return True
+        except ConnectError:
+            return False
+
+    assert wait_until(refuses)
+    assert not closing.done()
+
+    agent.destroy()
+
+    closing.result(3)
+    response.close()
 
 
 def test_task_group_around_requests_is_cancelled_as_a_whole(open_async_agent, server):

@@ -925,12 +925,15 @@ class Agent:
         """
         quiet = self._quiet = self._quiet or threading.Event()
         self._shut_pool()
-        quiet.wait(drain)
+        if not self._destroyed:
+            quiet.wait(drain)
         self.destroy()
 
     def destroy(self) -> None:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
         self._destroyed = True
+        if self._quiet is not None:
+            self._quiet.set()  # who waits in `close` for what is active waits for no more
         self._shut_pool()
         for connection in self._core.living():
             if connection.transport is not None:
