@@ -397,6 +397,24 @@ def test_stream_read_to_its_end_keeps_the_connection(open_agent, server):
         assert agent.request("GET", server.url + "/hello", timeouts=5).request_number == 2
 
 
+def test_iteration_that_is_left_is_taken_up_again(open_agent, server):
+    """
+    What was not handed out when an iteration is left comes with the next one: nothing is missing in between.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    size = 300_000
+
+    with agent.stream("GET", f"{server.url}/bytes/{size}") as response:
+        parts = []
+        for _ in range(3):
+            for piece in response.iter_bytes():
+                parts.append(piece)
+                break
+        parts.append(response.read())
+
+    assert b"".join(parts) == agent.request("GET", f"{server.url}/bytes/{size}").content
+
+
 def test_slow_reader_holds_the_server_back(open_agent, open_peer):
     """
     A caller that does not read stops the server after some buffers' worth, and gets every byte once it reads.

@@ -24,16 +24,18 @@ class AsyncStreamResponse(ResponseFacts):
     Read it to its end or close it: a response dropped unread costs its connection and gives a ResourceWarning.
     """
 
-    __slots__ = ("__weakref__", "_agent", "_raw")
+    __slots__ = ("__weakref__", "_agent", "_raw", "_taken")
 
     def __init__(self, agent: AsyncAgent, exchange: Exchange) -> None:
         super().__init__(exchange)
         self._agent = agent
         self._raw: AsyncRawConnection | None = None
+        self._taken: list[bytes] = []  # from the exchange and not handed out yet, the last piece first
 
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
         """
-        Return the body in pieces as they come; what stays unread is lost when the iteration is left.
+        Return the body in pieces as they come. An iteration that is left may be followed by another, which goes on
+        where it ended.
 
         Raises:
             RequestError: The body did not arrive whole.
@@ -41,12 +43,12 @@ class AsyncStreamResponse(ResponseFacts):
         exchange = self._exchange
         exchange.awaiting = Awaiting.BODY
         while True:
+            while self._taken:
+                yield self._taken.pop()
             while not exchange.ready:
                 await self._agent._wait(exchange)
-            chunks = self._agent._take_chunks(exchange)
-            for chunk in chunks:
-                yield chunk
-            if chunks:
+            self._taken = self._agent._take_chunks(exchange)[::-1]
+            if self._taken:
                 continue
             if exchange.error is not None:
                 raise exchange.error

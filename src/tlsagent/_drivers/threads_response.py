@@ -26,16 +26,18 @@ class StreamResponse(ResponseFacts):
     thread at a time may use it.
     """
 
-    __slots__ = ("__weakref__", "_agent", "_raw")
+    __slots__ = ("__weakref__", "_agent", "_raw", "_taken")
 
     def __init__(self, agent: Agent, exchange: Exchange) -> None:
         self._agent = agent
         self._raw: RawConnection | None = None
+        self._taken: list[bytes] = []  # from the exchange and not handed out yet, the last piece first
         super().__init__(exchange)
 
     def iter_bytes(self) -> Iterator[bytes]:
         """
-        Return the body in pieces as they come; what stays unread is lost when the iteration is left.
+        Return the body in pieces as they come. An iteration that is left may be followed by another, which goes on
+        where it ended.
 
         Raises:
             RequestError: The body did not arrive whole.
@@ -43,10 +45,11 @@ class StreamResponse(ResponseFacts):
         exchange = self._exchange
         exchange.awaiting = Awaiting.BODY
         while True:
+            while self._taken:
+                yield self._taken.pop()
             self._agent._pump(exchange)
-            chunks = self._agent._take_chunks(exchange)
-            yield from chunks
-            if chunks:
+            self._taken = self._agent._take_chunks(exchange)[::-1]
+            if self._taken:
                 continue
             if exchange.error is not None:
                 raise exchange.error
