@@ -7,6 +7,7 @@ Knows nothing of framing (that is `_http`) and nothing of waiting (a driver iter
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
 from typing import Any, Final, Protocol, cast
@@ -101,7 +102,7 @@ def body_of(content: Content | None) -> bytes | Body | None:
     if content is None:
         return None
     if isinstance(content, str):
-        content = content.encode()
+        content = _utf8(content)
     elif isinstance(content, (bytearray, memoryview)):
         content = bytes(content)
     if isinstance(content, bytes):
@@ -113,7 +114,22 @@ def body_of(content: Content | None) -> bytes | Body | None:
             f"content must be bytes, str, a file or an iterable of bytes, not {type(content).__name__}",
             code="ERR_INVALID_ARG_TYPE",
         )
+    if isinstance(content, io.TextIOBase):
+        raise LocalProtocolError(
+            "content is a file of text: open it in binary mode, or read it and give the text",
+            code="ERR_INVALID_ARG_TYPE",
+        )
     return Body(content)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError(
+            f"content is text that UTF-8 cannot hold, a lone surrogate at {error.start}: give bytes instead",
+            code="ERR_INVALID_ARG_VALUE",
+        ) from None
 
 
 def _bytes_of(chunk: object) -> memoryview:

@@ -26,7 +26,7 @@ from tlsagent._exchange import Exchange, Redirected
 from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
 from tlsagent._limits import Http1Options, Timeouts
-from tlsagent._option_rules import UNSET, Unset
+from tlsagent._option_rules import UNSET, Unset, count, margin
 from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions
 from tlsagent._plans import Plans, remember
 from tlsagent._pool import Connect, Effect, Lease, Pool, Refuse, Ticket
@@ -41,6 +41,7 @@ from tlsagent.errors import (
     OptionTypeError,
     TLSAgentError,
     own_copy,
+    quoted,
 )
 from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 
@@ -143,6 +144,8 @@ class AgentCore:
         body: bytes | Body | None = None
         if not isinstance(method, str) or not isinstance(url, str):
             raise LocalProtocolError("method and URL must be str", code="ERR_INVALID_ARG_TYPE")
+        if retry is not UNSET or trace is not None or expect_continue:
+            _check_manner(retry, trace, expect_continue)
         request_trailers: list[tuple[bytes, bytes]] = []
         plain = not (headers or content is not None or options is not None or trailers or expect_continue)
         known = self._plain.get((method, url)) if plain else None
@@ -186,7 +189,7 @@ class AgentCore:
             now,
             # By place: names would make a dict of each call.
             request_trailers,
-            self._retry if retry is UNSET else bool(retry),
+            self._retry if retry is UNSET else retry,
             self._max_size,
             trace,
             self._http1_limits.expect_continue_wait if head.expects_continue else None,
@@ -204,8 +207,12 @@ class AgentCore:
         plan = self._plans.raw_plan(host, port, said, below)
         return Dial(plan, self._timeouts if timeouts is None else Timeouts.of(timeouts).merged_over(self._timeouts))
 
-    def origin_plan(self, origin: str) -> Plan:
-        """Return the plan of the requests to `origin`, a URL. Takes no lock."""
+    def origin_plan(self, origin: str, connections: int = 1) -> Plan:
+        """
+        Return the plan of the requests to `origin`, a URL, for which so many connections are wanted. Takes no lock.
+        """
+        if count("count", connections, least=0) is None:
+            raise OptionTypeError("count must be a whole number, not None")
         return self._plan_and_target(origin, None)[0]
 
     # --- Pool ---------------------------------------------------------------------------------------------------------
@@ -667,7 +674,15 @@ class AgentCore:
     # --- Events and counters ------------------------------------------------------------------------------------------
 
     def on(self, kind: type[_E], callback: Callable[[_E], object]) -> Callable[[], None]:
-        """Subscribe; returns the function that unsubscribes."""
+        """
+        Subscribe; returns the function that unsubscribes.
+
+        Raises:
+            OptionTypeError: `kind` is no class of events, or `callback` cannot be called.
+        """
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            raise OptionTypeError(f"on() takes a class of tlsagent.events first, not {quoted(repr(kind))}")
+        _require_callable("the callback of on()", callback)
         before: list[Callable[[Any], object]] = self._listeners.get(kind, [])
         self._listeners = {**self._listeners, kind: [*before, callback]}
         self.heard = True
@@ -698,6 +713,26 @@ class AgentCore:
     def stats(self) -> AgentStats:
         """Return a snapshot of all counters."""
         return self._tally.snapshot(self.pool)
+
+
+def check_drain(seconds: float | None) -> None:
+    """Check how long the closing of an agent may take."""
+    if seconds is not None:
+        margin("drain", seconds)
+
+
+def _check_manner(retry: object, trace: object, expect_continue: object) -> None:
+    """Check how a request is to be carried out, where anything was said about it."""
+    for name, value in (("retry", retry), ("expect_continue", expect_continue)):
+        if value is not UNSET and not isinstance(value, bool):
+            raise OptionTypeError(f"{name} must be True or False, not {type(value).__name__}")
+    if trace is not None:
+        _require_callable("trace", trace)
+
+
+def _require_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise OptionTypeError(f"{name} must be callable, not {type(value).__name__}")
 
 
 def _length_of(body: bytes | Body | None) -> int | None:

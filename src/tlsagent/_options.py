@@ -546,6 +546,18 @@ def build(cls: type[_Options], keywords: Mapping[str, Any]) -> _Options:
     return cls(**keywords)
 
 
+def said_to_agent(options: AgentOptions | None, keywords: Mapping[str, Any]) -> AgentOptions:
+    """Return what the constructor of an agent was told: its keywords, laid over `options`."""
+    said = build(AgentOptions, keywords)
+    if options is None:
+        return said
+    if not isinstance(options, ConnectionOptions):
+        raise OptionTypeError(
+            f"the options of an agent must be AgentOptions, not {type(options).__name__}: give fields as keywords"
+        )
+    return said.merged_over(options)
+
+
 DEFAULTS: Final = AgentOptions(
     alpn_protocols=("h2", "http/1.1"),
     ca=None,

@@ -105,12 +105,21 @@ def test_file_that_cannot_seek(file):
     assert b"".join(sent(body)) == b"abcdef"
 
 
-def test_text_file_is_refused_when_it_is_read():
-    """A file opened in text mode gives str, which is nothing to send."""
-    body = body_of(io.StringIO("abc"))
+def test_text_file_is_refused():
+    """A file opened in text mode gives str, which is nothing to send: it is refused before anything is opened."""
+    with pytest.raises(LocalProtocolError, match="binary mode"):
+        body_of(io.StringIO("abc"))
+
+
+def test_file_that_turns_out_to_give_text():
+    """What no file of the library's says of itself is found out when it is read."""
+
+    class File:
+        def read(self, size):
+            return "abc"
 
     with pytest.raises(LocalProtocolError, match="must yield bytes, not str") as caught:
-        sent(body)
+        sent(body_of(File()))
     assert caught.value.phase == "send"
 
 

@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 from wire_peer import PeerConnection, hold, left_in_order, targets, wait_until
 
-from tlsagent import AgentClosed, AsyncAgent, ConnectError, ConnectionLost, WrongEventLoop
+from tlsagent import (
+    Agent,
+    AgentClosed,
+    AsyncAgent,
+    ConnectError,
+    ConnectionLost,
+    OptionError,
+    Timeouts,
+    WrongEventLoop,
+)
 from tlsagent._tls.engine import TLSEngine
 
 
@@ -52,6 +61,16 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(open_agent,
         assert wait_until(lambda: engines() == before)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("agent_class", [Agent, AsyncAgent])
+@pytest.mark.parametrize("options", [{"max_sockets": 1}, "max_sockets", 1, Timeouts(total=1)], ids=repr)
+def test_agent_of_something_else_than_options(agent_class, options):
+    """
+    What are no options is refused, and not taken for options that say nothing.
+    """
+    with pytest.raises(OptionError, match="must be AgentOptions"):
+        agent_class(options)
 
 
 # --- close and destroy ------------------------------------------------------------------------------------------------
@@ -93,6 +112,19 @@ def test_close_gives_up_after_the_drain_time(open_agent, server):
     with pytest.raises(AgentClosed):
         active.result(5)
     assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+@pytest.mark.parametrize("drain", [-1, "5", float("nan"), True])
+def test_drain_time_is_a_number_of_seconds(open_agent, server, drain):
+    """
+    A drain time that is none is refused, and the agent is as it was.
+    """
+    agent = open_agent(ca=server.ca_pem)
+
+    with pytest.raises(OptionError, match="drain"):
+        agent.close(drain=drain)
+
+    assert agent.request("GET", server.url + "/hello").status == 200
 
 
 def test_close_ends_idle_connections_at_once(open_agent, server):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from wire_peer import OK, PeerConnection, closed_port, hold, left_in_order, serve, targets, wait_until
 
-from tlsagent import ConnectError, TotalTimeout, events
+from tlsagent import ConnectError, OptionError, TotalTimeout, events
 
 
 def waiting(agent: Any, count: int) -> bool:
@@ -453,6 +453,19 @@ def test_preconnect_keeps_to_the_limits(open_agent, server):
     assert server.stats.connections == 2
 
 
+@pytest.mark.parametrize("count", [-1, "2", 1.5, None, True])
+def test_preconnect_needs_a_whole_number(open_agent, server, count):
+    """
+    A count that is none is an error of ours, and nothing is opened.
+    """
+    agent = open_agent(ca=server.ca_pem)
+
+    with pytest.raises(OptionError, match="count"):
+        agent.preconnect(server.url, count)
+
+    assert server.stats.connections == 0
+
+
 def test_preconnect_tells_of_a_failure(open_agent):
     """
     An attempt that fails raises its error; no slot is lost.
@@ -557,3 +570,14 @@ def test_event_callback_that_raises_is_logged_and_dropped(open_agent, shared_ser
 
     assert agent.request("GET", shared_server.url + "/hello", trace=fail).status == 200
     assert "an event callback failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "callback"), [(events.Secured, None), (int, print), ("Secured", print), (events.Event("key"), print)]
+)
+def test_subscription_that_would_hear_nothing_is_refused(open_agent, kind, callback):
+    """
+    Something else than a class of events, or a callback that cannot be called, is refused at once.
+    """
+    with pytest.raises(OptionError, match=r"on\(\)"):
+        open_agent().agent.on(kind, callback)

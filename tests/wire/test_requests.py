@@ -208,6 +208,43 @@ def test_request_that_cannot_be_sent_opens_nothing(open_agent, server, method, p
     assert agent.request("GET", server.url + "/hello").status == 200
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"headers": "x-a: 1"},
+        {"headers": b"x-a: 1"},
+        {"headers": 1},
+        {"headers": ["ab"]},
+        {"headers": [("x-a",)]},
+        {"headers": [("x-a", "1", "2")]},
+        {"headers": {"x-a": 1}},
+        {"headers": {"x-a": ["1", "2"]}},
+        {"trailers": ["ab"]},
+        {"content": {"a": "1"}},
+        {"content": 1},
+        {"content": "lone \ud800"},
+        {"content": io.StringIO("text")},
+        {"retry": None},
+        {"retry": "no"},
+        {"expect_continue": "no", "content": b"x"},
+        {"trace": "print"},
+        {"timeouts": "1"},
+    ],
+    ids=repr,
+)
+def test_argument_of_the_wrong_kind(open_agent, server, arguments):
+    """
+    What cannot be meant is refused by an error of ours that names the argument, before any connection is made.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    [name] = arguments.keys() - {"content"} or ["content"]
+
+    with pytest.raises((LocalProtocolError, OptionError), match="header" if name == "trailers" else name.rstrip("s")):
+        agent.request("POST", server.url + "/echo", **arguments)
+
+    assert server.stats.connections == 0
+
+
 def test_body_iterator_that_raises_costs_the_connection(open_agent, server, protocol):
     """
     An exception of the caller's body iterator reaches the caller, the server never sees the body end, the slot is free:

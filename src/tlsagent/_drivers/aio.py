@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from tlsagent._body import Body, Content
-from tlsagent._core import AgentCore
+from tlsagent._core import AgentCore, check_drain
 from tlsagent._drivers import fork
 from tlsagent._drivers.aio_dialling import open_connection
 from tlsagent._drivers.aio_raw import AsyncRawConnection, RawTransport, StreamCarrier
@@ -29,7 +29,7 @@ from tlsagent._drivers.aio_upload import send_body
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._option_rules import UNSET, Unset
-from tlsagent._options import AgentOptions, ConnectionOptions, build
+from tlsagent._options import AgentOptions, ConnectionOptions, build, said_to_agent
 from tlsagent._pool import Close, Connect, Effect, Grant, Lease, Refuse
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
@@ -68,8 +68,7 @@ class AsyncAgent:
     """
 
     def __init__(self, options: AgentOptions | None = None, **keywords: Unpack[AgentOptionsDict]) -> None:
-        said = build(AgentOptions, keywords)
-        self._core = AgentCore(said if options is None else said.merged_over(options))
+        self._core = AgentCore(said_to_agent(options, keywords))
         self._loop: asyncio.AbstractEventLoop = cast("asyncio.AbstractEventLoop", None)
         free_socket_timeout = cast("float | None", self._core.options.free_socket_timeout)
         self._free_socket_timeout = math.inf if free_socket_timeout is None else free_socket_timeout
@@ -534,7 +533,7 @@ class AsyncAgent:
             RequestError: An attempt failed; the others are kept.
         """
         self._bind()
-        plan = self._core.origin_plan(origin)
+        plan = self._core.origin_plan(origin, count)
         waiting = []
         for _ in range(count):
             dial = self._core.preconnect(plan, time.monotonic())
@@ -657,6 +656,7 @@ class AsyncAgent:
         Raises:
             WrongEventLoop: Called outside the agent's event loop, which is still open.
         """
+        check_drain(drain)
         if self._left_closed_loop():
             self.destroy()
             return

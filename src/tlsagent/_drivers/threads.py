@@ -32,7 +32,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from tlsagent._body import Body, Content
-from tlsagent._core import AgentCore
+from tlsagent._core import AgentCore, check_drain
 from tlsagent._drivers import fork
 from tlsagent._drivers.crew import Crew
 from tlsagent._drivers.dialling import Dialling
@@ -44,7 +44,7 @@ from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._option_rules import UNSET, Unset
-from tlsagent._options import AgentOptions, ConnectionOptions, build
+from tlsagent._options import AgentOptions, ConnectionOptions, build, said_to_agent
 from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
@@ -92,8 +92,7 @@ class Agent:
     """
 
     def __init__(self, options: AgentOptions | None = None, **keywords: Unpack[AgentOptionsDict]) -> None:
-        said = build(AgentOptions, keywords)
-        self._core = AgentCore(said if options is None else said.merged_over(options))
+        self._core = AgentCore(said_to_agent(options, keywords))
         self._lock = threading.Lock()
         self._waiters: dict[PoolKey, list[Waiter]] = {}
         self._alone: set[Dialling] = set()  # under way, and no waiter's
@@ -796,7 +795,7 @@ class Agent:
         Raises:
             RequestError: An attempt failed; those before it are kept.
         """
-        plan = self._core.origin_plan(origin)
+        plan = self._core.origin_plan(origin, count)
         outcomes: list[Literal["full", "resumed"]] = []
         for _ in range(count):
             dialling = self._preconnect(plan)
@@ -923,6 +922,7 @@ class Agent:
         Take no more requests, refuse the waiting ones, let the active ones finish for up to `drain` seconds, close
         everything. Idempotent.
         """
+        check_drain(drain)
         quiet = self._quiet = self._quiet or threading.Event()
         self._shut_pool()
         if not self._destroyed:

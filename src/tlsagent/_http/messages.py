@@ -313,7 +313,7 @@ def connect_protocol(headers: CallerFields) -> tuple[bytes | None, list[tuple[An
     """
     protocol: bytes | None = None
     fields = []
-    for name, value in headers.items() if isinstance(headers, (Mapping, Headers)) else headers:
+    for name, value in _pairs(headers):
         if name in (":protocol", b":protocol"):
             protocol = _field_value(":protocol", value)
             if not _TOKEN.fullmatch(protocol.decode("latin-1")):
@@ -401,7 +401,7 @@ def _caller_fields(headers: CallerFields) -> tuple[list[Field], dict[bytes, byte
 
 def _checked(headers: CallerFields) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Yield name, name in lower case, and value of each field."""
-    for name, value in headers.items() if isinstance(headers, (Mapping, Headers)) else headers:
+    for name, value in _pairs(headers):
         text = name.decode("latin-1") if isinstance(name, bytes) else name
         if not isinstance(text, str):
             raise LocalProtocolError(
@@ -409,6 +409,18 @@ def _checked(headers: CallerFields) -> Iterator[tuple[bytes, bytes, bytes]]:
             )
         raw, lower = _field_name(text)
         yield raw, lower, _field_value(text, value)
+
+
+def _pairs(headers: CallerFields) -> Iterable[tuple[Any, Any]]:
+    if isinstance(headers, (Mapping, Headers)):
+        return headers.items()
+    fields = None if isinstance(headers, (str, bytes)) or not isinstance(headers, Iterable) else list(headers)
+    if fields is None or not all(isinstance(field, (tuple, list)) and len(field) == 2 for field in fields):
+        raise LocalProtocolError(
+            "header fields must be a mapping of names to values, or a list of (name, value) pairs",
+            code="ERR_INVALID_ARG_TYPE",
+        )
+    return fields
 
 
 @functools.lru_cache(maxsize=512)
