@@ -26,6 +26,7 @@ from tlsagent import (
     OptionError,
     Timeouts,
     WrongEventLoop,
+    events,
 )
 from tlsagent._tls.engine import TLSEngine
 
@@ -225,6 +226,23 @@ def test_destroy_ends_a_connection_under_way(open_agent, new_server):
         with pytest.raises(AgentClosed):
             dialling.result(5)
         assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
+@pytest.mark.parametrize("kind", [events.Connecting, events.Connected, events.Secured, events.Freed])
+def test_event_callback_may_destroy_the_agent(open_agent, server, kind):
+    """
+    Whatever an event tells of, its callback may end the agent: the request fails as with any other end of it.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.agent.on(kind, lambda _event: agent.agent.destroy())
+
+    def twice() -> None:
+        for _ in range(2):
+            agent.request("GET", server.url + "/hello")
+
+    with pytest.raises(AgentClosed):
+        twice()
+    assert wait_until(lambda: agent.stats().active + agent.stats().dialling == 0)
 
 
 def test_close_ends_a_connection_under_way(open_agent, new_server):

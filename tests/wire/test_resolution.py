@@ -85,6 +85,23 @@ def test_asynchronous_lookup_hook(open_async_agent, server):
     assert agent.request("GET", server.url + "/hello").status == 200
 
 
+def test_asynchronous_lookup_hook_that_is_cancelled_from_within(open_async_agent, server):
+    """
+    A hook that waits for something that is cancelled has failed: the request says so, and is not cancelled itself.
+    """
+
+    async def lookup(host: str, family: int) -> list[str]:
+        waiting = asyncio.get_running_loop().create_future()
+        waiting.cancel()
+        return await waiting
+
+    agent = open_async_agent(ca=server.ca_pem, max_sockets=1, lookup=lookup)
+
+    for _ in range(2):
+        with pytest.raises(ResolutionError, match="cancelled"):
+            agent.request("GET", server.url + "/hello")
+
+
 def test_asynchronous_lookup_hook_is_refused_by_the_sync_agent(open_sync_agent, server):
     """
     `Agent` cannot await: an asynchronous hook is a clear error, not a warning about a coroutine nobody awaited.

@@ -515,7 +515,8 @@ class AsyncAgent:
 
     def _dial_ended(self, dial: Dial, task: asyncio.Task[None]) -> None:
         self._dialling.discard(task)
-        if task.cancelled():  # before its first step, or it would have said so itself
+        if task.cancelled() and dial.attempt is not None and dial.attempt.user is dial:
+            # Before its first step, or it would have said so itself; in its last one, by an event callback, it has.
             now = time.monotonic()
             self._core.dial_failed(dial, closed_error(), now)
             self._carry_out(now)

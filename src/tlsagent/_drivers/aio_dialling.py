@@ -13,7 +13,7 @@ import math
 import random
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tlsagent._drivers import resolver as _resolver
 from tlsagent._drivers.addresses import Address, Race, race_of
@@ -23,11 +23,15 @@ from tlsagent.errors import RequestError
 from tlsagent.events import Connected, Connecting
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from tlsagent._connection import Connection
     from tlsagent._core import AgentCore
     from tlsagent._dial import Dial
     from tlsagent._drivers.aio import AsyncAgent
     from tlsagent._raw import RawStream
+
+_T = TypeVar("_T")
 
 
 async def open_connection(agent: AsyncAgent, dial: Dial, raw: RawStream | None = None) -> Connection:
@@ -108,7 +112,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, dial: Dial) -> list[Address]
                 with _resolver.hook_errors(host):
                     answer = route.lookup(host, route.family)
                     if inspect.isawaitable(answer):
-                        answer = await answer
+                        answer = await _not_cancelled(answer)
         except TimeoutError:
             raise dial.overdue() from None
         return _resolver.from_hook(host, answer, port)
@@ -126,6 +130,17 @@ async def _look_up(loop: asyncio.AbstractEventLoop, dial: Dial) -> list[Address]
     if not lookup.done:
         raise dial.overdue()
     return lookup.result(port)
+
+
+async def _not_cancelled(answer: Awaitable[_T]) -> _T:
+    """Wait for what a hook gave; a cancellation that comes from there and is not ours is a failure of the hook's."""
+    try:
+        return await answer
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("what it waited for was cancelled") from error
 
 
 async def _race(loop: asyncio.AbstractEventLoop, race: Race, dial: Dial) -> socket.socket:
