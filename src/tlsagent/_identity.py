@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -75,6 +76,10 @@ def parse_authority(authority: str) -> Origin:
     Raises:
         LocalProtocolError: Userinfo, a bad port or no host.
     """
+    if not authority.isprintable():  # urlsplit would leave out some of it
+        raise LocalProtocolError(
+            f"the URL's authority holds what none may: {quoted(authority)}", code="ERR_INVALID_URL"
+        )
     try:
         parts = urlsplit("//" + authority)
         port = parts.port
@@ -84,9 +89,17 @@ def parse_authority(authority: str) -> Origin:
         raise LocalProtocolError(
             "a URL with user name or password is refused: send an Authorization header instead", code="ERR_INVALID_URL"
         )
-    if not parts.hostname or port == 0:
+    host = parts.hostname
+    if not host or port == 0:
         raise LocalProtocolError(f"the URL names no host or port 0: {quoted(authority)}", code="ERR_INVALID_URL")
-    return origin_of(parts.hostname, port or _DEFAULT_PORT)
+    if authority[0] == "[":
+        host = _ZONE.sub("%", host)
+        if not is_ip_address(host):
+            raise LocalProtocolError(f"in the URL, {quoted(authority)} is no IPv6 address", code="ERR_INVALID_URL")
+    return origin_of(host, port or _DEFAULT_PORT)
+
+
+_ZONE: Final = re.compile("%25(?=.)")  # RFC 6874, 2: what stands before a zone
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

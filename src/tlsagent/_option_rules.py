@@ -15,6 +15,8 @@ import enum
 import ipaddress
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -213,9 +215,12 @@ def _text(name: str, value: object) -> str:
 
 def _host(name: str, value: object) -> str:
     text = _text(name, value)
-    if not text or any(c.isspace() for c in text):
+    bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+    if is_ip_address(bare):
+        return bare.lower()
+    if not text or bare is not text:
         raise bad_value(f"{name} must be a host name or an IP address, not {show(value)}")
-    return text.strip("[]").lower()
+    return to_ascii(name, text)
 
 
 def _servername(name: str, value: object) -> str:
@@ -484,12 +489,43 @@ def is_ip_address(text: str) -> bool:
     return True
 
 
+def a_labels(host: str) -> str | None:
+    """
+    Return a name with letters beyond ASCII in A-labels (punycode); None where versions of IDNA may not agree on them.
+
+    The codec is IDNA 2003: what later versions read as another host, or do not take for one, would lead elsewhere than
+    it says.
+    """
+    if len(host) > 253 or not _DEVIATIONS.isdisjoint(host):
+        return None
+    try:
+        encoded = host.encode("idna")
+        mapped = encoded.decode("idna")
+    except UnicodeError:
+        return None
+    # Some characters (U+2024) become a dot only after the labels were split: one name, two readings.
+    if len(_DOTS.split(host)) != encoded.count(b".") + 1:
+        return None
+    # The codec normalises as Unicode 3.2 did; a compatibility character invented since would stay as it is.
+    if unicodedata.normalize("NFKC", mapped).lower() != mapped:
+        return None
+    name = encoded.decode("ascii").lower()
+    return None if is_ip_address(name.removesuffix(".")) else name
+
+
+_DOTS: Final = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490, 3.1
+# IDNA 2008 gives these a meaning that IDNA 2003 maps away: two names for one text.
+_DEVIATIONS: Final = frozenset("\u00df\u03c2\u200c\u200d")
+
+
 def to_ascii(name: str, host: str) -> str:
     """Return a host name in lower-case ASCII (A-labels), as certificates and SNI spell it."""
-    try:
-        encoded = host.encode("idna").decode("ascii").lower() if not host.isascii() else host.lower()
-    except UnicodeError as exc:
-        raise OptionError(f"{name}: {show(host)} cannot be written as an ASCII host name") from exc
+    encoded = host.lower() if host.isascii() else a_labels(host)
+    if encoded is None:
+        raise OptionError(
+            f"{name}: {show(host)} has no spelling in ASCII that all versions of IDNA agree on: give it in A-labels "
+            "(xn--...)"
+        )
     labels = encoded.removesuffix(".").split(".")
     if len(encoded) > 254 or not all(0 < len(label) < 64 for label in labels):
         raise OptionError(f"{name}: {show(host)} is not a host name (RFC 1035: labels of 1 to 63 bytes, 253 in all)")

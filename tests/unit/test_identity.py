@@ -311,6 +311,8 @@ def test_an_address_is_never_sent_as_sni(authority):
         ("example.com:443", "example.com", 443, b"example.com"),
         ("example.com:8443", "example.com", 8443, b"example.com:8443"),
         ("[::1]:8443", "::1", 8443, b"[::1]:8443"),
+        ("[fe80::1%25eth0]:8443", "fe80::1%eth0", 8443, b"[fe80::1]:8443"),  # RFC 6874
+        ("[fe80::1%eth0]", "fe80::1%eth0", 443, b"[fe80::1]"),
         ("bücher.example", "xn--bcher-kva.example", 443, b"xn--bcher-kva.example"),
     ],
 )
@@ -325,8 +327,11 @@ def test_authorities(authority, host, port, shown):
 
 @pytest.mark.parametrize(
     "authority",
-    ["", ":443", "a.test:0", "a.test:65536", "a.test:x", "user@a.test", "u:p@a.test", "a b", "[::1", "a..b"],
-)
+    [
+        "", ":443", "a.test:0", "a.test:65536", "a.test:x", "user@a.test", "u:p@a.test", "a b", "[::1", "a..b",
+        "a.te\tst", "a.test\n", "a.test:4\r43", "\0a.test", "[v1.x]", "[a.test]",
+    ],
+)  # fmt: skip
 def test_bad_authorities_are_refused(authority):
     """
     A URL that names nobody, or carries a password, is refused before any I/O.
@@ -372,3 +377,15 @@ def test_a_passphrase_may_come_from_another_layer():
     assert key_of({"passphrase": "sesame"}, agent=agent) == key_of(pems(LEAF))
     with pytest.raises(OptionError):
         key_of(agent=agent)
+
+
+@pytest.mark.parametrize("host", ["faß.test", "βόλος.test", "a\u200d.test", "a\u2024b.test", "1\u30022.3.4", "é..test"])
+def test_host_that_idna_is_not_agreed_on_is_refused(host):
+    """
+    A name that versions of IDNA take for different hosts leads to none of them, wherever it is given.
+    """
+    with pytest.raises(LocalProtocolError, match="host|authority"):
+        parse_authority(host)
+    for option in ("host", "servername"):
+        with pytest.raises(OptionError, match=option):
+            ConnectionOptions(**{option: host})

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from typing import TYPE_CHECKING, Final
 
+from tlsagent._option_rules import a_labels
 from tlsagent.errors import (
     CertificateError,
     CertificateNameError,
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 # A-labels and underscore; no empty label, and not what URL parsers take for an address: a number at the end.
 _HOST_NAME: Final = re.compile(r"(?:[a-z0-9_-]+\.)*(?!(?:[0-9]+|0x[0-9a-f]*)\Z)[a-z0-9_-]+")
-_DOTS: Final = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 section 3.1
-# IDNA 2008 gives these a meaning that IDNA 2003, the codec's version, maps away: two names for one text.
-_DEVIATIONS: Final = frozenset("\u00df\u03c2\u200c\u200d")
 _MAX_NAMES = 8
 _MAX_NAME = 80
 
@@ -78,27 +75,11 @@ def _address(hostname: str) -> str | None:
 
 def _host_name(hostname: str) -> str | None:
     """Return the name in lower-case A-labels without its trailing dot, None if it is not a DNS host name."""
-    ascii_name = hostname if hostname.isascii() else _a_labels(hostname)
+    ascii_name = hostname if hostname.isascii() else a_labels(hostname)
     if ascii_name is None:
         return None
     name = ascii_name.lower().removesuffix(".")
     return name if _HOST_NAME.fullmatch(name) else None
-
-
-def _a_labels(hostname: str) -> str | None:
-    """Encode with IDNA 2003 where that gives the same answer as later versions; None where it may not."""
-    if len(hostname) > 253 or not _DEVIATIONS.isdisjoint(hostname):
-        return None
-    try:
-        encoded = hostname.encode("idna")
-        mapped = encoded.decode("idna")
-    except UnicodeError:
-        return None
-    # Some characters (U+2024) become a dot only after the labels were split: one name, two readings.
-    if len(_DOTS.split(hostname)) != encoded.count(b".") + 1:
-        return None
-    # The codec normalises as Unicode 3.2 did; a compatibility character invented since would stay as it is.
-    return encoded.decode("ascii") if unicodedata.normalize("NFKC", mapped).lower() == mapped else None
 
 
 def _mismatch(hostname: str, names: tuple[tuple[str, str], ...], kind: str, wanted: str) -> CertificateNameError:
