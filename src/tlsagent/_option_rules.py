@@ -16,6 +16,7 @@ import ipaddress
 import math
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -249,7 +250,12 @@ def _path(name: str, value: object) -> str | None:
     text = _text(name, os.fspath(value))
     if not text:
         raise bad_value(f"{name} must not be empty; None means: connect by TCP")
+    if (length := len(os.fsencode(text))) > _LONGEST_PATH:
+        raise bad_value(f"{name} has {length} bytes: a Unix socket's may have {_LONGEST_PATH} at most")
     return text
+
+
+_LONGEST_PATH: Final = 103 if sys.platform == "darwin" else 107  # sun_path of unix(4), unix(7), without its NUL
 
 
 def _alpn_protocols(name: str, value: object) -> tuple[str, ...] | None:

@@ -384,7 +384,7 @@ def test_host_that_idna_is_not_agreed_on_is_refused(host):
     """
     A name that versions of IDNA take for different hosts leads to none of them, wherever it is given.
     """
-    with pytest.raises(LocalProtocolError, match="host|authority"):
+    with pytest.raises(LocalProtocolError, match=r"host|authority"):
         parse_authority(host)
     for option in ("host", "servername"):
         with pytest.raises(OptionError, match=option):

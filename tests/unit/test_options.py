@@ -90,6 +90,7 @@ def test_unset_is_falsy_and_one_of_its_kind():
         ({"port": 1.5}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
         ({"path": ""}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"path": 3}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"path": "/" + "x" * 107}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "127.0.0.1"}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "::1"}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "a..b"}, OptionError, "ERR_INVALID_ARG_VALUE"),

@@ -41,6 +41,7 @@ from tlsagent import (
     HandshakeError,
     OptionError,
     Psk,
+    ResolutionError,
     ServerOptionWarning,
     Session,
     Timeouts,
@@ -596,6 +597,34 @@ def test_family_is_told_to_lookup(open_agent, server):
     open_agent(ca=ROOT.pem, family=4, lookup=lookup).request("GET", server.url + "/hello")
 
     assert asked == [4]
+
+
+def test_family_holds_for_what_lookup_gives(open_agent, server):
+    """
+    Of the hook's addresses those of the family are tried; if there are none, the error says so.
+    """
+    agent = open_agent(ca=ROOT.pem, lookup=lambda _host, _family: ["::1", "127.0.0.1", "::1"])
+    four = agent.request("GET", server.url + "/hello", options={"family": 4})
+
+    assert four.connection.remote_address[0] == "127.0.0.1"
+    with pytest.raises(ResolutionError, match="no address of family 6"):
+        agent.request(
+            "GET",
+            server.url + "/hello",
+            options={"family": 6, "lookup": lambda _host, _family: ["127.0.0.1"]},
+        )
+
+
+def test_local_address_of_the_other_family(open_agent, server):
+    """
+    A local address from which none of the addresses can be reached is named in the error, with Node's code.
+    """
+    agent = open_agent(ca=ROOT.pem, local_address="::1", lookup=lambda _host, _family: ["127.0.0.1"])
+
+    with pytest.raises(ConnectError, match="local_address ::1 is of the other family") as caught:
+        agent.request("GET", server.url + "/hello")
+
+    assert caught.value.code == "EINVAL"
 
 
 def test_local_address_is_where_we_come_from(open_agent, open_openssl):

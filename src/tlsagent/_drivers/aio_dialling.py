@@ -115,7 +115,7 @@ async def _look_up(loop: asyncio.AbstractEventLoop, dial: Dial) -> list[Address]
                         answer = await _not_cancelled(answer)
         except TimeoutError:
             raise dial.overdue() from None
-        return _resolver.from_hook(host, answer, port)
+        return _resolver.from_hook(host, answer, port, _resolver.family_of(route))
     addresses = _resolver.literal(host, port)
     if addresses is not None:
         return addresses

@@ -141,7 +141,7 @@ class Dialling:
         if route.lookup is not None:
             with _resolver.hook_errors(host):
                 answer: object = route.lookup(host, route.family)
-            self._resolved(_resolver.from_hook(host, answer, port))
+            self._resolved(_resolver.from_hook(host, answer, port, _resolver.family_of(route)))
         elif (addresses := _resolver.literal(host, port)) is not None:
             self._resolved(addresses)
         else:

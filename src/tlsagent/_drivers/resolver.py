@@ -155,8 +155,8 @@ def hook_errors(host: str) -> Iterator[None]:
         raise ResolutionError(text, code=str(getattr(error, "code", "ENOTFOUND")), phase="lookup") from error
 
 
-def from_hook(host: str, answer: object, port: int) -> list[Address]:
-    """Return the addresses that a `lookup` hook gave as strings."""
+def from_hook(host: str, answer: object, port: int, family: int) -> list[Address]:
+    """Return the addresses that a `lookup` hook gave as strings, those of one family alone unless it is 0."""
     if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
         if inspect.iscoroutine(answer):
             answer.close()
@@ -167,9 +167,13 @@ def from_hook(host: str, answer: object, port: int) -> list[Address]:
         if not found:
             raise OptionTypeError(f"lookup must return IP addresses as strings, not {quoted(repr(item))}")
         addresses += found
-    if not addresses:
+    fitting = [address for address in addresses if not family or address.family == family]
+    if addresses and not fitting:
+        number = 6 if family == socket.AF_INET6 else 4
+        raise ResolutionError(f"{quoted(host)}: lookup gave no address of family {number}", phase="lookup")
+    if not fitting:
         raise resolution_error(host, None)
-    return addresses
+    return fitting
 
 
 def with_port(address: Address, port: int) -> Address:

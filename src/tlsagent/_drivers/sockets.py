@@ -44,11 +44,17 @@ def new_socket(address: Address, route: Route) -> socket.socket:
             if route.tcp_keep_alive is not None:
                 _keep_alive(sock, route.tcp_keep_alive)
             if route.local_address is not None or route.local_port is not None:
-                sock.bind((route.local_address or "", route.local_port or 0))
+                _bind(sock, address.family, route.local_address, route.local_port or 0)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, family: int, local_address: str | None, port: int) -> None:
+    if local_address is not None and (":" in local_address) != (family == socket.AF_INET6):
+        raise OSError(errno.EINVAL, f"local_address {local_address} is of the other family")
+    sock.bind((local_address or "", port))
 
 
 def _keep_alive(sock: socket.socket, delay: float) -> None:
