@@ -223,6 +223,17 @@ def test_the_links_between_the_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_index_leads_to_every_page():
+    """
+    Whoever begins at docs/index.md finds all other pages.
+    """
+    index = ROOT / "docs" / "index.md"
+
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^):#]+)", index.read_text())}
+
+    assert set((ROOT / "docs").rglob("*.md")) - {index} <= linked
+
+
 def test_the_pages_made_from_code_are_those_of_the_code():
     """
     docs/options.md and docs/node.md are what `make docs` writes.
