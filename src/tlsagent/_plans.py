@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from tlsagent._identity import Plan, origin_of, parse_authority, plan_for
-from tlsagent._option_rules import UNSET
+from tlsagent._option_rules import CONNECTION_RULES, UNSET
 from tlsagent._options import AgentOptions, ConnectionOptions, build, warn_of_server_options
 from tlsagent._secure_context import context_for
 from tlsagent.errors import LocalProtocolError, OptionTypeError, quoted
@@ -102,7 +102,8 @@ class Plans:
         special = said if below is None else said.merged_over(self._of_request(below))
         self._warn_once(special)
         said_of_all = special.merged_over(self._said)
-        plan = plan_for(origin_of(host, port), said_of_all, context_for, proxy_trust=self._said)
+        origin = origin_of(CONNECTION_RULES["host"]("host", host), CONNECTION_RULES["port"]("port", port))
+        plan = plan_for(origin, said_of_all, context_for, proxy_trust=self._said)
         if said_of_all.alpn_protocols is UNSET:
             plan = plan.offering("http/1.1")  # who reads the bytes had better know that HTTP/2 will come
         return plan

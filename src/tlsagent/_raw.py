@@ -5,8 +5,9 @@ The plaintext of a connection that carries no HTTP, kept until somebody takes it
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
+from tlsagent._option_rules import count, wrong_type
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ class RawLink(Protocol):
         """End it in good order."""
 
 
+def bytes_to_send(data: object) -> memoryview:
+    """Return what the caller wants to send, byte by byte."""
+    try:
+        return memoryview(cast("bytes", data)).cast("B")
+    except TypeError:
+        raise wrong_type("data", "bytes, a bytearray or a memoryview in one piece", data) from None
+
+
 class RawStream:
     """
     Received plaintext, in order. It is the connection's `RawSink`.
@@ -82,9 +91,12 @@ class RawStream:
         Return up to `most` bytes, b"" after close_notify, None while there is nothing.
 
         Raises:
+            OptionError: `most` is not a whole number from 1.
             ConnectionLost: The connection ended without close_notify, so that bytes may be missing.
             RequestError: What else ended the connection.
         """
+        if count("max_bytes", most) is None:
+            raise wrong_type("max_bytes", "a whole number", None)
         if self._chunks:
             chunk = self._chunks.popleft()
             if len(chunk) > most:

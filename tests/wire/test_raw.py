@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from wire_peer import PeerConnection, closed_port, standstill, tarpit, wait_until
 
-from tlsagent import AgentClosed, CertificateError, ConnectError, ConnectionLost, ReadTimeout, SendTimeout, Timeouts
+from tlsagent import (
+    AgentClosed,
+    CertificateError,
+    ConnectError,
+    ConnectionLost,
+    OptionError,
+    ReadTimeout,
+    SendTimeout,
+    Timeouts,
+)
 
 
 def echo(connection: PeerConnection) -> None:
@@ -235,6 +244,47 @@ def test_connect_fails_as_requests_do(open_agent):
         agent.connect("127.0.0.1", port, timeouts=Timeouts(connect=0.1))
 
     assert (refused.value.phase, late.value.phase) == ("connect", "connect")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "name"),
+    [
+        (None, 443, "host"),
+        ("", 443, "host"),
+        ("a b", 443, "host"),
+        ("user@a.test", 443, "host"),
+        ("a.test", None, "port"),
+        ("a.test", "x", "port"),
+        ("a.test", 0, "port"),
+        ("a.test", 65_536, "port"),
+        ("a.test", True, "port"),
+    ],
+)
+def test_connect_to_what_is_no_address(open_agent, host, port, name):
+    """
+    Host and port are checked like the options of those names, before anything is opened.
+    """
+    with pytest.raises(OptionError, match=name):
+        open_agent().connect(host, port)
+
+
+def test_arguments_of_the_wrong_kind(open_agent, open_peer):
+    """
+    What is not bytes cannot be sent, and at least one byte is to be received; the connection is none the worse.
+    """
+    peer = open_peer(echo)
+    raw = open_agent(ca=peer.ca_pem).connect("127.0.0.1", peer.port)
+
+    for data in ("text", 5, None):
+        with pytest.raises(OptionError, match="data"):
+            raw.send(data)
+    for most in (0, -1, None, 1.5):
+        with pytest.raises(OptionError, match="max_bytes"):
+            raw.recv(most)
+
+    raw.send(bytearray(b"hello"))
+    assert raw.recv(1) == b"h"
+    raw.close()
 
 
 def test_raw_connection_ends_with_its_agent(open_agent, open_peer):

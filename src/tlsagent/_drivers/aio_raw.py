@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tlsagent._body import PIECE
-from tlsagent._raw import HIGH_WATER, RawLink, RawStream
+from tlsagent._raw import HIGH_WATER, RawLink, RawStream, bytes_to_send
 from tlsagent.errors import ConnectionLost, TLSAgentError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class AsyncRawConnection:
         Raises:
             ConnectionLost: The connection is gone.
         """
-        view = memoryview(data).cast("B")
+        view = bytes_to_send(data)
         loop = asyncio.get_running_loop()
         for at in range(0, len(view), PIECE):
             await self._until_writable()  # a call that was cancelled may have left its last piece

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsagent._body import PIECE
 from tlsagent._drivers.member import Member
+from tlsagent._raw import bytes_to_send
 from tlsagent.errors import ConnectionLost, ReadTimeout, SendTimeout, TLSAgentError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class RawConnection:
             SendTimeout: The peer did not accept it in time; the connection is then of no more use.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        view = memoryview(data).cast("B")
+        view = bytes_to_send(data)
         for at in range(0, len(view), PIECE):
             if self._link.blocked:
                 self._push(deadline, timeout)  # a call that ended early may have left its last piece
