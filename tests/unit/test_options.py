@@ -123,6 +123,7 @@ def test_unset_is_falsy_and_one_of_its_kind():
         ({"timeouts": True}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
         ({"http1_engine": "fast"}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"http1": {}}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
+        ({"http2": {}}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
         ({"max_response_size": 0}, OptionRangeError, "ERR_OUT_OF_RANGE"),
         ({"max_response_size": "1"}, OptionTypeError, "ERR_INVALID_ARG_TYPE"),
     ],

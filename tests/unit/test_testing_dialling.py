@@ -8,6 +8,7 @@ import pytest
 
 from tlsagent import Timeouts
 from tlsagent.errors import AgentClosed, ConnectError, ResolutionError
+from tlsagent.events import Connected
 from tlsagent.testing.simulation import Network, SimulatedServer, Simulation
 
 URL = "https://a.test/"
@@ -71,6 +72,19 @@ def test_inactivity_during_the_handshake():
 
     assert handle.error.code == "ERR_TLSAGENT_INACTIVITY_TIMEOUT"
     assert sim.network.open.total() == 0
+
+
+def test_attempt_that_a_listener_ends():
+    """An attempt that is ended while another is carried on is over: it does not connect in the same step."""
+    sim = Simulation(alpn_protocols=("http/1.1",))
+    sim.on(Connected, lambda _: [dial.refuse() for dial in list(sim.dials)])
+    handles = [sim.request("GET", URL) for _ in range(2)]
+
+    sim.run_until_idle()
+
+    assert [type(handle.error) for handle in handles] == [ConnectError, type(None)]
+    assert handles[1].response.status == 200
+    assert sim.network.open.total() == len(sim.peers) == 1
 
 
 def test_on_done_of_a_dial():
