@@ -26,7 +26,7 @@ from tlsagent._exchange import Exchange, Redirected
 from tlsagent._http.engines import http1_engine, http2_engine
 from tlsagent._http.messages import connect_protocol, request_head, trailer_fields
 from tlsagent._limits import Http1Options, Timeouts
-from tlsagent._option_rules import UNSET, Unset, count, margin
+from tlsagent._option_rules import UNSET, Unset, boolean, margin, whole
 from tlsagent._options import DEFAULTS, AgentOptions, ConnectionOptions
 from tlsagent._plans import Plans, remember
 from tlsagent._pool import Connect, Effect, Lease, Pool, Refuse, Ticket
@@ -211,8 +211,7 @@ class AgentCore:
         """
         Return the plan of the requests to `origin`, a URL, for which so many connections are wanted. Takes no lock.
         """
-        if count("count", connections, least=0) is None:
-            raise OptionTypeError("count must be a whole number, not None")
+        whole("count", connections, least=0)
         return self._plan_and_target(origin, None)[0]
 
     # --- Pool ---------------------------------------------------------------------------------------------------------
@@ -724,8 +723,8 @@ def check_drain(seconds: float | None) -> None:
 def _check_manner(retry: object, trace: object, expect_continue: object) -> None:
     """Check how a request is to be carried out, where anything was said about it."""
     for name, value in (("retry", retry), ("expect_continue", expect_continue)):
-        if value is not UNSET and not isinstance(value, bool):
-            raise OptionTypeError(f"{name} must be True or False, not {type(value).__name__}")
+        if value is not UNSET:
+            boolean(name, value)
     if trace is not None:
         _require_callable("trace", trace)
 
