@@ -19,6 +19,7 @@ from h2_support import (
     Client,
     DataFrame,
     GoAwayFrame,
+    HeadersFrame,
     PingFrame,
     RstStreamFrame,
     SettingsFrame,
@@ -144,6 +145,29 @@ def test_informational_responses_come_first(client):
 
     assert sink.status == 200
     assert client.sink.ended == [stream]
+
+
+@pytest.mark.parametrize("fields", [{"x": "v" * 2**24}, {"cookie": ";".join("a" * 431_000)}, [("x", "")] * 509_000])
+def test_fields_that_are_too_large_to_send(name, fields):
+    """
+    A head, or trailers, of more than 16 MB are refused, and nothing of them is sent; the connection takes the next.
+    """
+    client = Client(name, settings={})
+    stream, _ = client.open("POST", length=-1)
+    head = head_of(headers=fields)
+    client.take()
+
+    for _ in range(2):  # as when it is sent again elsewhere
+        with pytest.raises(LocalProtocolError, match="send them as content") as caught:
+            client.engine.open(head, StreamRecorder(), True)
+        assert caught.value.code == "ERR_TLSAGENT_FIELDS_TOO_LARGE"
+    if "cookie" not in fields:
+        with pytest.raises(LocalProtocolError, match="send them as content"):
+            client.engine.end_request(stream, fields)
+
+    assert client.take() == []
+    client.open()
+    assert len(client.take(HeadersFrame)) == 1
 
 
 def test_trailers_of_a_response(client):

@@ -12,7 +12,9 @@ from h2_support import (
     PingFrame,
     RstStreamFrame,
     SettingsFrame,
+    StreamRecorder,
     data,
+    head_of,
     raw,
 )
 
@@ -34,6 +36,19 @@ def test_reset_goes_out_before_its_ping(client):
     client.engine.reset(stream)
 
     assert [type(frame) for frame in client.take()] == [RstStreamFrame, PingFrame]
+
+
+def test_largest_head_that_is_sent(client):
+    """
+    libnghttp2 drops what is larger than it was told without a word: whatever the engine lets pass must be below.
+    """
+    for fields, least in (([(b"x", b"\xff" * (2**24 - 1_000))], 2**24), ([(b"x", b"")] * 508_000, 508_000)):
+        client.engine.open(head_of(headers=fields), StreamRecorder(), True)
+
+        frames = client.take()
+
+        assert isinstance(frames[0], HeadersFrame)
+        assert sum(len(frame.data) for frame in frames) >= least - 1_000
 
 
 def test_cancelled_before_it_was_sent(client):

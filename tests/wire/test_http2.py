@@ -22,7 +22,17 @@ from hyperframe.frame import (
 )
 from wire_peer import CANCEL, OK, PeerConnection, hold, serve, targets, wait_until
 
-from tlsagent import AgentClosed, ConnectionLost, Http2Options, PoolTimeout, SendTimeout, StreamReset, Timeouts, events
+from tlsagent import (
+    AgentClosed,
+    ConnectionLost,
+    Http2Options,
+    LocalProtocolError,
+    PoolTimeout,
+    SendTimeout,
+    StreamReset,
+    Timeouts,
+    events,
+)
 from tlsagent.testing import Server
 from tlsagent.testing.frames import FramePeer
 
@@ -859,6 +869,23 @@ def test_fields_of_a_request_as_the_server_gets_them(open_agent, open_frames):
         ("content-length", "5"),
     )  # fmt: skip
     assert not came[0].ended
+
+
+@pytest.mark.framing
+def test_fields_that_are_too_large_to_send(open_agent, open_frames):
+    """
+    A request whose head no engine sends fails at once, and alone.
+    """
+    server = open_frames(well_behaved)
+    agent = open_agent(ca=server.ca_pem)
+    agent.request("GET", server.url)
+
+    with pytest.raises(LocalProtocolError, match="send them as content") as caught:
+        agent.request("GET", server.url, headers={"x-large": "v" * 2**24}, timeouts=5)
+
+    assert (caught.value.code, caught.value.request_sent) == ("ERR_TLSAGENT_FIELDS_TOO_LARGE", False)
+    assert agent.request("GET", server.url, timeouts=5).reused
+    assert server.connections == 1
 
 
 @pytest.mark.framing

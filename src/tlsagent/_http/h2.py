@@ -72,6 +72,10 @@ if TYPE_CHECKING:
 MAX_STREAM_ID: Final = 2**31 - 1
 FRAME_SIZE: Final = 16_384
 """Bytes of a frame that every peer must take (RFC 9113, 6.5.2), and that this side takes at most."""
+MAX_FIELDS: Final = 2**24
+"""Size of a list of fields that is sent, counted as in RFC 9113, 6.5.2: libnghttp2 sends no larger one."""
+_SUSPECT: Final = MAX_FIELDS // 20
+"""Bytes of a head in HTTP/1.1 from where on its size is looked at: a cookie of crumbs of one byte grows that much."""
 _ASSUMED_STREAMS: Final = 100
 """Streams at a time before the peer has said how many: fewer it should not allow (RFC 9113, 6.5.2)."""
 _EARNED_UPDATES: Final = 4
@@ -348,7 +352,10 @@ class H2Engine:
             raise _too_short(due)
         fields = head.http2_fields
         if fields is None:
-            fields = head.http2_fields = request_fields(head, protocol)
+            fields = request_fields(head, protocol)
+            if len(head.rendered) > _SUSPECT:
+                _require_size(fields)
+            head.http2_fields = fields
         stream_id = self._layer.request(fields, end)
         self._streams[stream_id] = _Stream(sink, due, end)
         self._last_id = stream_id
@@ -396,7 +403,9 @@ class H2Engine:
         assert not stream.requested, "the request is written to its end"
         if stream.due:
             raise _too_short(stream.due)
-        self._layer.send_trailers(stream_id, lower_case(trailer_fields(trailers)))
+        fields = lower_case(trailer_fields(trailers))
+        _require_size(fields)
+        self._layer.send_trailers(stream_id, fields)
         return self._requested(stream_id, stream)
 
     def _requested(self, stream_id: int, stream: _Stream) -> bool:
@@ -719,6 +728,16 @@ class H2Engine:
 
 def _head(fields: Sequence[Field]) -> ResponseHead:
     return ResponseHead(int(fields[0][1]), "", "HTTP/2", Headers(list(fields[1:])))
+
+
+def _require_size(fields: list[Field]) -> None:
+    size = list_size(fields)
+    if size > MAX_FIELDS:
+        raise LocalProtocolError(
+            f"the fields take {size} bytes (RFC 9113, 6.5.2), and HTTP/2 takes no more than {MAX_FIELDS}: send them as "
+            'content, or offer "http/1.1" alone (alpn_protocols)',
+            code="ERR_TLSAGENT_FIELDS_TOO_LARGE",
+        )
 
 
 def _too_short(missing: int) -> LocalProtocolError:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ngh2
 from hyperframe.frame import GoAwayFrame
 
-from tlsagent._http.h2 import FRAME_SIZE, ConnectionFault, ErrorCode, H2Engine, code_name
+from tlsagent._http.h2 import FRAME_SIZE, MAX_FIELDS, ConnectionFault, ErrorCode, H2Engine, code_name
 from tlsagent.errors import quoted
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from tlsagent._limits import Http2Options
 
 _MAX_UINT32: Final = 2**32 - 1
-_MAX_HEAD: Final = 2**24
-"""Bytes of a request's head, of which libnghttp2 wants to know a limit: beyond what anybody sends."""
 _FIELD_OVERHEAD: Final = 32
 _FRAME_HEAD: Final = 9
 _INITIAL_WINDOW: Final = 65_535
@@ -67,7 +65,7 @@ class Ngh2Layer:
                 auto_window_update=False,
                 # How many streams there may be is kept by the engine.
                 peer_max_concurrent_streams=_MAX_UINT32,
-                max_send_header_block_length=_MAX_HEAD,
+                max_send_header_block_length=MAX_FIELDS,
                 max_continuations=limits.max_continuations,
                 max_inbound_header_list_size=limits.max_header_list_size,
                 max_inbound_header_count=limits.max_header_list_size // _FIELD_OVERHEAD,
