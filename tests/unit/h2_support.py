@@ -136,7 +136,8 @@ class Client:
         if settings is not None:
             self.feed(SettingsFrame(settings=settings), SettingsFrame(flags=["ACK"]))
             assert self.error is None
-            assert "ACK" in self.take(SettingsFrame)[0].flags
+            [ack] = self.take(SettingsFrame)
+            assert "ACK" in ack.flags
 
     def feed(self, *parts: Frame | bytes) -> None:
         """Let the peer send; an error is kept."""

@@ -432,7 +432,7 @@ def test_credit_of_a_stream_follows_its_consumer(client):
 
 
 @pytest.mark.parametrize(
-    "how", ["consumed after the end", "reset after the end", "reset", "failed", "padding", "unknown"]
+    "how", ["consumed after the end", "reset after the end", "reset", "failed", "malformed", "padding", "unknown"]
 )
 def test_credit_of_the_connection_always_comes_back(name, how):
     """
@@ -445,7 +445,7 @@ def test_credit_of_the_connection_always_comes_back(name, how):
     for _ in range(500):
         stream, _ = client.open()
         client.take()
-        client.feed(client.headers(stream, OK))
+        client.feed(client.headers(stream, OK if how != "malformed" else [*OK, ("content-length", "5")]))
         if how in ("consumed after the end", "reset after the end"):
             client.feed(data(stream, body, end=True))
             client.engine.consumed(stream, 10_000) if how.startswith("consumed") else client.engine.reset(stream)
@@ -455,8 +455,11 @@ def test_credit_of_the_connection_always_comes_back(name, how):
         elif how == "failed":
             client.feed(data(stream, body), RstStreamFrame(stream, 2))
             client.sink.failed.clear()
+        elif how == "malformed":
+            client.feed(data(stream, body))
+            client.sink.failed.clear()
         elif how == "padding":
-            client.feed(data(stream, b"", pad=255, end=True))
+            client.feed(*[data(stream, b"", pad=255)] * 40, data(stream, end=True))
         else:
             client.engine.reset(stream)
             client.feed(data(stream, body))
@@ -516,7 +519,31 @@ def test_upload_obeys_the_windows(client):
     client.feed(WindowUpdateFrame(stream, 3))
 
     assert client.sink.opened == [stream, other, stream]
-    assert engine.window(stream) == 3
+    client.feed(WindowUpdateFrame(stream, 1))
+    assert client.sink.opened == [stream, other, stream]
+    assert engine.window(stream) == 4
+
+
+@pytest.mark.parametrize("end", ["reset", "reset by the server", "response"])
+def test_stream_that_ends_while_it_waits_for_a_window(client, end):
+    """
+    It waits no more: what opens the windows of others concerns it no longer.
+    """
+    client.feed(SettingsFrame(settings={4: 0}))
+    stream, _ = client.open("POST", length=10)
+    other, _ = client.open("POST", length=10)
+    assert client.engine.window(stream) == client.engine.window(other) == 0
+    client.take()
+    if end == "reset by the server":
+        client.feed(RstStreamFrame(stream, ErrorCode.CANCEL))
+    else:
+        client.feed(client.headers(stream, OK, end=end == "response"))
+        client.engine.reset(stream)
+
+    client.feed(SettingsFrame(settings={4: 10}), WindowUpdateFrame(0, 10), WindowUpdateFrame(stream, 10))
+
+    assert client.sink.opened == [other]
+    assert client.error is None
 
 
 def test_initial_window_moves_those_of_open_streams(client):
@@ -624,11 +651,50 @@ def test_reset_stream_keeps_its_place_until_a_ping(client):
 
     assert client.engine.capacity == 2
     assert client.take(PingFrame) == []
+    assert not client.engine.asking
     assert client.sink.ended == []
     assert client.sink.failed == {}
     assert client.sink.pongs == []
     client.feed(client.headers(third, OK, end=True))
     assert client.engine.capacity == 3
+
+
+def test_ping_frees_the_places_of_the_resets_before_it(client):
+    """
+    However many there are: while one PING is under way more are reset, and the next one stands for all of those.
+    """
+    client.feed(SettingsFrame(settings={3: 9}))
+    streams = [client.open()[0] for _ in range(9)]
+    client.take()
+
+    capacities = []
+    for before, meanwhile in ((1, 3), (0, 1), (0, 0)):
+        for _ in range(before):
+            client.engine.reset(streams.pop())
+        [ping] = client.take(PingFrame)
+        for _ in range(meanwhile):
+            client.engine.reset(streams.pop())
+        client.take()
+        client.feed(PingFrame(opaque_data=ping.opaque_data, flags=["ACK"]))
+        capacities.append(client.engine.capacity)
+
+    assert capacities == [1, 4, 5]
+    assert client.take(PingFrame) == []
+
+
+def test_stream_that_is_over_swallows_the_rest_of_its_request(client):
+    """
+    Who sends a body need not know that its stream was reset meanwhile: there is no room, and nothing goes out.
+    """
+    stream, _ = client.open("POST", length=-1)
+    client.take()
+    client.feed(RstStreamFrame(stream, ErrorCode.CANCEL))
+
+    assert client.engine.window(stream) == 0
+    assert client.engine.send_data(stream, b"x")
+    assert client.engine.end_request(stream)
+    assert client.engine.end_request(stream, [("a", "b")])
+    assert client.take() == []
 
 
 def test_reset_of_what_is_over_does_nothing(client):
@@ -678,18 +744,22 @@ def test_connection_drains_when_its_numbers_are_used_up():
 
 def test_body_may_be_consumed_in_parts_after_its_end(client):
     """
-    What is read of a response that has ended is credited once, however often it is told.
+    What is read of a response that has ended is credited once, however often it is told, and all of it.
     """
-    stream, _ = client.open()
-    client.take()
-    client.feed(client.headers(stream, OK), data(stream, b"abcdef", end=True))
+    client = Client(client.engine.name, settings={}, connection_window=70_000)
 
-    client.engine.consumed(stream, 4)
-    client.engine.consumed(stream, 4)
-    client.engine.consumed(stream, 4)
-    client.engine.reset(stream)
+    for _ in range(2):
+        stream, _ = client.open()
+        client.take()
+        client.feed(client.headers(stream, OK), *[data(stream, b"x" * 16_000, end=piece == 4) for piece in range(5)])
+        client.engine.consumed(stream, 30_000)
+        client.engine.consumed(stream, 30_000)
+        assert client.take() == []
+        client.engine.consumed(stream, 30_000)
+        client.engine.consumed(stream, 30_000)
+        client.engine.reset(stream)
 
-    assert client.take() == []
+        assert [(update.stream_id, update.window_increment) for update in client.take()] == [(0, 80_000)]
 
 
 # --- The end ----------------------------------------------------------------------------------------------------------

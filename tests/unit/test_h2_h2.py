@@ -152,6 +152,8 @@ def test_goaway_frees_the_streams_above(client):
     stream, _ = client.open()
     client.take()
     client.feed(GoAwayFrame(last_stream_id=0), client.headers(stream, OK), data(stream, b"x"))
+    client.feed(client.headers(stream, [(":status", "none")]))
 
     assert client.error is None
+    assert client.take() == []
     assert list(client.sink.failed) == [stream]
