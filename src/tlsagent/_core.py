@@ -682,12 +682,13 @@ class AgentCore:
         if not (isinstance(kind, type) and issubclass(kind, Event)):
             raise OptionTypeError(f"on() takes a class of tlsagent.events first, not {quoted(repr(kind))}")
         _require_callable("the callback of on()", callback)
+        subscription = functools.partial(callback)  # an object of its own: who subscribes twice may unsubscribe once
         before: list[Callable[[Any], object]] = self._listeners.get(kind, [])
-        self._listeners = {**self._listeners, kind: [*before, callback]}
+        self._listeners = {**self._listeners, kind: [*before, subscription]}
         self.heard = True
 
         def unsubscribe() -> None:
-            left = [c for c in self._listeners.get(kind, ()) if c is not callback]
+            left = [c for c in self._listeners.get(kind, ()) if c is not subscription]
             others = {k: v for k, v in self._listeners.items() if k is not kind}
             self._listeners = {**others, kind: left} if left else others
             self.heard = bool(self._listeners)

@@ -620,6 +620,22 @@ def test_subscription_to_a_class_and_to_the_root():
     assert not agent.listening()
 
 
+def test_one_callback_subscribed_twice():
+    """One callback may be subscribed by two who do not know each other: each unsubscribes for itself."""
+    agent = core()
+    heard = []
+    hear = heard.append
+    stop = agent.on(Secured, hear)
+    agent.on(Secured, hear)
+    subject = leased(agent)
+
+    stop()
+    stop()
+    agent.tell_secured(subject.lease.connection)
+
+    assert len(heard) == 1
+
+
 def test_trace_hears_of_its_request_alone():
     """`trace` is called with the events of one request."""
     agent = core()
