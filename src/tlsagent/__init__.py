@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlsagent._connection import ConnectionInfo as ConnectionInfo
+    from tlsagent._connection_info import ConnectionInfo as ConnectionInfo
     from tlsagent._drivers.aio import AsyncAgent as AsyncAgent
     from tlsagent._drivers.aio_raw import AsyncRawConnection as AsyncRawConnection
     from tlsagent._drivers.aio_response import AsyncStreamResponse as AsyncStreamResponse
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "_connection": ("ConnectionInfo",),
+    "_connection_info": ("ConnectionInfo",),
     "_drivers.aio": ("AsyncAgent",),
     "_drivers.aio_raw": ("AsyncRawConnection",),
     "_drivers.aio_response": ("AsyncStreamResponse",),

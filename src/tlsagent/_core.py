@@ -48,7 +48,8 @@ from tlsagent.events import Event, OCSPResponse, Reused, Secured, SessionTicket
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tlsagent._connection import ConnectionInfo, News
+    from tlsagent._connection import News
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._http.messages import CallerFields, RequestHead
     from tlsagent._identity import Origin, Plan, SessionScope
 

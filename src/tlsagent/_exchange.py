@@ -45,7 +45,7 @@ from tlsagent.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._connection import ConnectionInfo
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._http.messages import Headers, RequestHead, ResponseHead
     from tlsagent._identity import Plan
 

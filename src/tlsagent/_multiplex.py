@@ -41,7 +41,8 @@ from tlsagent.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._exchange import Exchange
     from tlsagent._http.engines import HTTP2Engine
     from tlsagent._http.messages import Headers, ResponseHead

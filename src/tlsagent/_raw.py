@@ -11,7 +11,7 @@ from tlsagent._option_rules import count, wrong_type
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
-    from tlsagent._connection import ConnectionInfo
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent.errors import TLSAgentError
 
 HIGH_WATER: Final = 262_144

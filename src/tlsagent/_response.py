@@ -13,7 +13,8 @@ from tlsagent.errors import LocalProtocolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._exchange import Exchange, Timings
     from tlsagent._http.messages import Headers, ResponseHead
     from tlsagent._multiplex import Stream

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tlsagent._connection import ConnectionInfo
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._tls.sessions import Session
     from tlsagent.errors import RequestError
 

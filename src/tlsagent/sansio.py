@@ -40,7 +40,8 @@ The core decides and never waits. A driver moves bytes, waits, and carries out w
 from __future__ import annotations
 
 from tlsagent._body import PIECE, Body
-from tlsagent._connection import Connection, ConnectionInfo, News, RawSink
+from tlsagent._connection import Connection, News, RawSink
+from tlsagent._connection_info import ConnectionInfo
 from tlsagent._core import AgentCore
 from tlsagent._dial import Dial
 from tlsagent._exchange import Awaiting, Exchange, Timings, closed_error

@@ -39,6 +39,7 @@ ASYNC_IN_CORE = {
 TESTED_ELSEWHERE = {
     "__main__": "test_cli.py",
     "_coalescing": "../wire/test_coalescing.py",
+    "_connection_info": "test_connection.py",
     # Drivers wait on sockets: every case of tests/wire runs against each of them.
     "_drivers/aio": "../wire/test_requests.py",
     "_drivers/aio_dialling": "../wire/test_resolution.py",

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from tlsagent._connection import Connection, ConnectionInfo, News
+    from tlsagent._connection import Connection, News
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._limits import Timeouts

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._drivers.aio_socket import SocketProtocol
     from tlsagent._multiplex import Stream
 

@@ -18,7 +18,8 @@ from tlsagent.events import Freed, GoAway
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tlsagent._connection import Connection, ConnectionInfo, News
+    from tlsagent._connection import Connection, News
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._drivers.crew import Crew, Found
     from tlsagent._drivers.threads import Agent
     from tlsagent._exchange import Exchange

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
     from tlsagent._identity import Plan, PoolKey

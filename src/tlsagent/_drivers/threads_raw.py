@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._core import AgentCore
     from tlsagent._drivers.crew import Crew
     from tlsagent._drivers.sockets import Wire

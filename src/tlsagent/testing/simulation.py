@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from tlsagent._body import Content
-    from tlsagent._connection import Connection, ConnectionInfo
+    from tlsagent._connection import Connection
+    from tlsagent._connection_info import ConnectionInfo
     from tlsagent._http.messages import CallerFields
     from tlsagent._limits import Timeouts
     from tlsagent._multiplex import Multiplex
