@@ -162,6 +162,32 @@ def test_second_attempt_joins_a_slow_first_one(open_agent, open_frames):
 # --- A place on a connection ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_place_that_comes_free_on_either_of_two_connections(open_agent, open_frames, which):
+    """
+    Who waits for a place sees it come free on whichever connection, where nobody reads the responses on them.
+    """
+    go_on = threading.Event()
+
+    def script(peer: FramePeer) -> None:
+        peer.greet({MAX_CONCURRENT_STREAMS: 1})
+        first = peer.recv_request().stream_id
+        peer.send(peer.headers(first, (":status", "200")), DataFrame(first, b"some"))
+        if peer.raw.number == which:
+            assert go_on.wait(5)
+            peer.send(DataFrame(first, flags=["END_STREAM"]))
+        answer(peer)
+
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem, max_sockets=2)
+    with agent.stream("GET", server.url), agent.stream("GET", server.url):
+        waiting = agent.submit("GET", server.url)
+        assert wait_until(lambda: agent.stats().waiting == 1)
+        go_on.set()
+
+        assert waiting.result(5).content == b"ok"
+
+
 def test_limit_of_the_server_is_kept_to_and_the_rest_wait_in_order(open_agent, narrow_server, gates):
     """
     No more requests than MAX_CONCURRENT_STREAMS are under way; the others are served first come, first served.

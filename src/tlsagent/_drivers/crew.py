@@ -10,7 +10,7 @@ while it is held, and the agent lock is never taken together with it.
   lock, feeds under it, and wakes those whose exchange is ready. The others, the followers, sleep. Whoever stops
   waiting, or is about to run what is the user's, promotes the oldest follower if nobody leads. A follower looks whether
   somebody leads once more after it has enlisted, so that it cannot miss the leader's leaving. Where nobody waits for a
-  response, who waits in the pool's queue for a place on the connection leads: what the peer says may free one.
+  response, who waits in the pool's queue for a place leads, on all such connections: what a peer says may free one.
 - *Sending.* What the connection has to say is made and sent by one thread at a time, for all: who finds another one at
   it has left word (`_wanted`), and the other looks again after it has let go. While the socket takes no more, nothing
   more is made: the leader waits for it to take more too, and is called if it waits for input alone. Once there is room
@@ -288,6 +288,20 @@ class Crew:
             if len(found) > 1 or (found and found[0][0] != sock.fileno()):
                 wake_up.clear()
         self._until = math.inf
+
+    @staticmethod
+    def wait_for_any(crews: list[Crew], deadline: float, now: float) -> None:
+        """Wait for the socket of any of them, or to be called. For who leads them all."""
+        sockets = [crew._wire.sock for crew in crews]
+        wake_ups = [crew._wake_up for crew in crews if crew._wake_up is not None]
+        for crew in crews:
+            crew._until = deadline
+        full = [crew._wire.sock for crew in crews if crew._pending]
+        wait([*sockets, *(wake_up.reader for wake_up in wake_ups)], full, deadline - now)
+        for wake_up in wake_ups:
+            wake_up.clear()
+        for crew in crews:
+            crew._until = math.inf
 
     def call(self) -> None:
         """Have the leader look again, if there is one. It waits for nothing: a finaliser may call."""

@@ -366,33 +366,39 @@ class Agent:
 
     def _attend(self, exchange: Exchange, waiter: Waiter, limit: float, now: float) -> bool:
         """
-        Read once on a shared connection of the key on which nobody else does; returns False if there is none.
+        Read once on the shared connections of the key on which nobody else does; returns False if there are none.
 
-        It may have no place to give until its peer has spoken, and no thread that waits for a response: an answer to
+        One may have no place to give until its peer has spoken, and no thread that waits for a response: an answer to
         the PING after a reset, say, or another limit of streams.
         """
         if not exchange.plan.may_share:
             return False
         key = exchange.plan.key
-        for connection in self._core.living():
-            if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
-                crew, member = connection.transport, Member(self, connection, exchange)
-                try:
-                    if not crew.lead(exchange):
-                        continue
-                    waiter.call = crew.call
-                    deadline = min(limit, connection.next_deadline())
-                    if exchange.ticket is not None and waiter.dialling is None and not self._core.abandoned:
-                        crew.wait(deadline, now)
-                    member.read()
-                    waiter.call = None
-                    member.leave()
-                except BaseException:
-                    waiter.call = None
-                    member.struck()
-                    raise
-                return True
-        return False
+        members: list[Member] = []
+        crews: list[Crew] = []
+        try:
+            for connection in self._core.living():
+                if connection.plan.key == key and connection.dead is None and isinstance(connection.transport, Crew):
+                    members.append(Member(self, connection, exchange))  # before it leads: an exception may strike then
+                    if connection.transport.lead(exchange):
+                        crews.append(connection.transport)
+                        limit = min(limit, connection.next_deadline())
+            if not crews:
+                return False
+            waiter.call = crews[0].call
+            if exchange.ticket is not None and waiter.dialling is None and not self._core.abandoned:
+                Crew.wait_for_any(crews, limit, now)
+            waiter.call = None
+            for member in members:
+                member.leave()
+            for member in members:
+                member.catch_up()
+        except BaseException:
+            waiter.call = None
+            for member in members:
+                member.struck()
+            raise
+        return True
 
     def _next_delay(self) -> float:
         """Return when a second attempt may join a first one."""
