@@ -33,7 +33,6 @@ class Lease(Generic[C]):
 
     Attributes:
         connection: The connection.
-        key: Its key.
         reused: Whether it was leased before; on a shared connection the exchange before may still be under way.
         from_idle: Whether it lay idle before.
         may_be_stale: Whether it may have been closed by its peer unnoticed, so that one has to look first: it lay idle,
@@ -41,16 +40,20 @@ class Lease(Generic[C]):
         user: Whom it was made for, as `acquire` was told. The pool does not look at it.
     """
 
-    __slots__ = ("_slot", "connection", "from_idle", "key", "may_be_stale", "reused", "user")
+    __slots__ = ("_slot", "connection", "from_idle", "may_be_stale", "reused", "user")
 
     def __init__(self, slot: Slot[C], from_idle: bool, user: Any) -> None:
         self._slot = slot
         self.connection = slot.connection
-        self.key = slot.bucket.key
         self.reused = slot.served
         self.from_idle = from_idle
         self.may_be_stale = from_idle or (slot.served and slot.leases is None)
         self.user = user
+
+    @property
+    def key(self) -> Hashable:
+        """The key of the connection."""
+        return self._slot.bucket.key
 
     def __repr__(self) -> str:
         return f"<Lease {self.connection!r} reused={self.reused} from_idle={self.from_idle}>"

@@ -47,7 +47,7 @@ Of each kind, per request of a caller that makes one after the other: a look int
 receiving. A second turn of asyncio's loop lets those run who await the response. Not seen, as it happens within C: the
 getpid of `asyncio.get_running_loop`.
 """
-PEAK = {"httptools": {"async": 3_210, "sync": 1_700}, "h11": {"async": 5_900, "sync": 4_300}}
+PEAK = {"httptools": {"async": 3_200, "sync": 1_700}, "h11": {"async": 5_900, "sync": 4_300}}
 """Bytes that a request needs at once beyond what was there before it."""
 KEPT_BLOCKS = {"httptools": 24, "h11": 24}
 """Blocks of memory that a response keeps alive as long as it is held."""
