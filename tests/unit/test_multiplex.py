@@ -195,6 +195,25 @@ def test_refusal_is_known_to_be_one(pair):
     assert served.complete
 
 
+@pytest.mark.parametrize("received", ["nothing", "informational", "head", "body"])
+def test_connection_lost_within_a_response_is_not_repeated(pair, received):
+    """A reused connection that dies may have died while idle, unless anything of this response has come."""
+    both = pair()
+    both.start()
+    both.respond()
+    exchange, other = both.start(), both.start()
+    request = both.peer.requests[1]
+    if received != "nothing":
+        both.streams.headers(request, [(":status", "103" if received == "informational" else "200")])
+    if received == "body":
+        both.streams.data(request, b"x")
+    both.turn()
+
+    both.connection.receive_error(ConnectionResetError(104, "reset"), 1.0)
+
+    assert (exchange.may_retry, other.may_retry) == (received == "nothing", True)
+
+
 def test_body_beyond_its_limit_is_reset(pair):
     """A body longer than max_response_size costs its stream."""
     both = pair(max_response_size=10)
@@ -252,13 +271,14 @@ def test_end_of_the_peer_ends_all(pair, ending):
 
 def test_failure_of_all_is_told_to_each(pair):
     """Each exchange that a failure takes along has its own copy of the error, with its own facts."""
-    both = pair()
-    exchanges = [both.start(), both.start("POST")]
+    both = pair(settings={"max_concurrent_streams": 2})
+    exchanges = [both.start(), both.start("POST"), both.start()]
+    assert [exchange.request_sent for exchange in exchanges] == [True, True, False]
 
     both.connection.fail(AgentClosed("closed"), 1.0, "agent_closed")
 
-    assert [type(exchange.error) for exchange in exchanges] == [AgentClosed] * 2
-    assert len({id(exchange.error) for exchange in exchanges}) == 2
+    assert [type(exchange.error) for exchange in exchanges] == [AgentClosed] * 3
+    assert len({id(exchange.error) for exchange in exchanges}) == 3
     assert both.ended() == exchanges
     assert (both.shared.carried, both.connection.dead) == (0, "agent_closed")
 
@@ -272,6 +292,29 @@ def test_disowned_connection_hands_over_all_it_has(pair):
 
     assert both.connection.disown(ConnectionLost("forked")) == [running, held, ended]
     assert both.shared.carried == 0
+    assert (both.shared.take_touched(), both.shared.ended) == ([], [])
+    assert (running.stream, held.stream) == (None, None)
+
+
+def test_tunnel_of_a_disowned_connection_does_not_touch_it(pair):
+    """Who took it over may still read what had come, write and hang up: nothing becomes of it."""
+    both = pair(http2={"stream_window": 1_000}, settings={"initial_window_size": 10})
+    exchange = both.start("CONNECT", awaiting=Awaiting.HEAD)
+    both.respond(Reply())
+    stream = exchange.switched
+    both.streams.data(both.peer.requests[0], b"x" * 1_000)
+    both.turn()
+    stream.write(b"x" * 25, 0.0)
+    assert stream.blocked
+    both.shared.data_to_send()
+
+    both.connection.disown(ConnectionLost("forked"))
+    stream.read()
+    stream.write(b"more", 0.0)
+    stream.hang_up("close")
+
+    assert not stream.blocked
+    assert both.shared.data_to_send() == b""
 
 
 # -- Windows
@@ -290,6 +333,8 @@ def test_body_waits_for_windows(pair, content):
     assert (exchange.blocked, exchange.phase, exchange.deadline) == (True, "send", 5.0)
 
     both.streams.settings({INITIAL_WINDOW_SIZE: 100})
+    both.connection.receive_data(both.peer.data_to_send(), 1.0)
+    assert (exchange.blocked, exchange.phase, exchange.deadline) == (True, "send", 6.0)
     both.turn(1.0)
 
     assert not exchange.blocked
@@ -315,6 +360,48 @@ def test_driver_is_told_when_a_piece_is_out(pair):
     assert (exchange.nudged, exchange.phase) == (False, "wait")
 
 
+@pytest.mark.parametrize("end", ["reset", "overdue", "answered"])
+def test_upload_that_ends_while_it_waits(pair, end):
+    """Who waits for the windows is told, and has nothing to wait for; what is sent still goes nowhere."""
+    both = pair(settings={"initial_window_size": 10})
+    exchange = both.start("POST", iter([b"x"]))
+    both.streams.settings({INITIAL_WINDOW_SIZE: 0})
+    both.turn()
+    assert both.connection.send_body(exchange, b"x" * 50, 0.0)
+    assert exchange.blocked
+    both.shared.take_touched()
+
+    if end == "reset":
+        both.streams.reset(both.peer.requests[0], 2)
+        both.turn()
+    elif end == "overdue":
+        both.connection.handle_timeout(5.0)
+    else:
+        both.respond(Reply(status=403))
+
+    assert both.shared.take_touched() == [exchange]
+    assert (exchange.blocked, both.ended()) == (False, [exchange])
+    assert not both.connection.send_body(exchange, b"x", 6.0)
+    both.connection.end_body(exchange, 6.0)
+    both.turn(6.0)
+    assert both.peer.requests[0].body == b""
+    assert both.connection.dead is None
+
+
+def test_refused_upload_goes_no_further(pair):
+    """After a final response that is an error the rest of the body is not sent, though there is room for it."""
+    both = pair()
+    exchange = both.start("POST", iter([b"x"]))
+    both.streams.headers(both.peer.requests[0], [(":status", "413")])
+    both.turn()
+    assert exchange.upload_stopped
+
+    assert not both.connection.send_body(exchange, b"x" * 50, 0.0)
+    both.turn()
+
+    assert (both.peer.requests[0].body, exchange.error) == (b"", None)
+
+
 def test_trailers_follow_the_body(pair):
     """Trailers end the request, also where there is no body."""
     both = pair(settings={"initial_window_size": 5})
@@ -338,6 +425,7 @@ def test_body_that_breaks_its_promise(pair, size):
     assert goes_on is (size < 3)
     assert isinstance(exchange.error, LocalProtocolError)
     assert (both.peer.requests[0].reset, both.connection.dead) == (CANCEL, None)
+    assert not exchange.blocked
     assert not both.connection.send_body(exchange, b"x", 0.0)
 
 
@@ -393,17 +481,21 @@ def test_doubtful_connection_is_asked_first(pair):
     second = both.exchange("POST", iter([b"y"]))
     both.connection.start(first, 10.0)
     both.connection.start(second, 11.0)
+    third = both.exchange("POST", iter([]))
     assert both.connection.send_body(second, b"y", 11.0)
+    both.connection.start(third, 11.0)
+    both.connection.end_body(third, 11.0)
     assert (first.request_sent, second.request_sent, second.blocked) == (False, False, True)
-    assert (first.deadline, both.shared.carried, both.shared.next_deadline()) == (15.0, 2, 14.0)
+    assert (first.deadline, both.shared.carried, both.shared.next_deadline()) == (15.0, 3, 14.0)
 
     both.peer.receive_data(both.connection.data_to_send(), 12.0)
     assert (both.streams.pings, both.peer.requests) == (1, [])
     both.turn(12.0)
 
-    assert [request.body for request in both.peer.requests] == [b"x", b"y"]
-    assert both.peer.requests[0].complete
+    assert [request.body for request in both.peer.requests] == [b"x", b"y", b""]
+    assert [request.complete for request in both.peer.requests] == [True, False, True]
     assert (second.blocked, second.nudged) == (False, True)
+    assert second in both.shared.take_touched()
 
 
 def test_any_sign_of_life_will_do(pair):
@@ -442,6 +534,7 @@ def test_full_connection_turns_away(pair):
     assert both.ended() == [first, third, second]
     assert (first.complete, second.complete) == (True, True)
     assert (third.attempts, third.request_sent, third.may_retry) == (0, False, True)
+    assert both.connection.requests == 2
 
 
 def test_held_back_request_times_out_and_is_dropped(pair):
@@ -570,6 +663,28 @@ def test_deadline_that_moved_later_is_found_anew(pair):
     assert isinstance(exchange.error, ReadTimeout)
 
 
+def test_deadline_that_moved_earlier_is_found_anew(pair):
+    """An upload may take its time; once it is through the answer may not, and a consumer who reads sets a new one."""
+    both = pair(timeouts={"send": 100, "read": 3}, http2={"ping_interval": None, "stream_window": 1_000})
+    exchange = both.start("POST", iter([b"x"]), awaiting=Awaiting.BODY)
+    assert both.connection.send_body(exchange, b"x", 0.0)
+    assert both.shared.next_deadline() == 100.0
+
+    both.connection.end_body(exchange, 1.0)
+    assert both.shared.next_deadline() == 8.0
+    both.turn(1.0)
+    both.streams.headers(both.peer.requests[0], [(":status", "200")])
+    both.streams.data(both.peer.requests[0], b"x" * 1_000)
+    both.turn(2.0)
+    assert exchange.paused
+    both.connection.handle_timeout(8.0)
+    assert (exchange.error, both.shared.next_deadline()) == (None, inf)
+    exchange.take_chunks(9.0)
+    both.connection.credit(exchange)
+
+    assert both.shared.next_deadline() == exchange.deadline == 12.0
+
+
 def test_silent_connection_is_asked_and_given_up(pair):
     """PING after ping_interval; without an answer within ping_timeout the connection is lost."""
     both = pair(timeouts={"response": None})
@@ -673,25 +788,30 @@ def test_tunnel(pair):
     both.turn()
     assert stream.take_over().take(100, stream) == b""
     stream.hang_up("close")
+    assert not both.shared.waiting, "a reset would wait for the answer to its PING"
     both.turn()
 
     assert (both.peer.requests[0].complete, both.peer.requests[0].reset) == (True, None)
     assert (both.ended(), stream.dead, both.connection.dead) == ([exchange], "close", None)
 
 
-def test_tunnel_that_is_hung_up_first(pair):
-    """Before the peer has ended, hanging up ends our side; nothing may be written any more."""
-    both = pair()
+@pytest.mark.parametrize("waiting", [0, 25])
+def test_tunnel_that_is_hung_up_first(pair, waiting):
+    """Before the peer has ended, hanging up ends our side, unless bytes wait, and resets; nothing more is written."""
+    both = pair(settings={"initial_window_size": 10})
     exchange = both.start("CONNECT", awaiting=Awaiting.HEAD)
     both.respond(Reply())
+    exchange.switched.write(b"x" * waiting, 0.0)
 
     exchange.switched.hang_up("close")
     exchange.switched.hang_up("close")
+    exchange.switched.write(b"x", 0.0)
     both.turn()
 
     request = both.peer.requests[0]
-    assert request.complete or request.reset == CANCEL
-    assert both.connection.dead is None
+    assert request.reset == CANCEL or (request.complete and not waiting)
+    assert request.body in (b"", b"x" * min(waiting, 10))
+    assert (both.ended(), both.connection.dead) == ([exchange], None)
 
 
 def test_tunnel_that_is_refused(pair):
@@ -714,8 +834,9 @@ def test_connection_lost_under_a_tunnel(pair):
 
     assert both.ended() == [exchange]
     assert exchange.switched.dead is not None
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost) as caught:
         exchange.switched.take_over().take(1, exchange.switched)
+    assert str(caught.value) == "the connection broke: reset"
 
 
 def test_closed_connection_says_goodbye(pair):
