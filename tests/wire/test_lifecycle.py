@@ -228,6 +228,26 @@ def test_destroy_ends_a_connection_under_way(open_agent, new_server):
         assert server.wait_for(lambda s: s.stats.open_connections == 0)
 
 
+@pytest.mark.parametrize("verb", ["preconnect", "connect"])
+@pytest.mark.parametrize("way", ["destroy", "close"])
+def test_connection_that_is_no_requests_ends_with_its_agent(open_agent, new_server, verb, way):
+    """
+    An attempt that was asked for by `preconnect` or `connect` fails as a request's does: by the end of the agent, and
+    not by what that looks like on the socket.
+    """
+    with new_server(stall_at="server_hello") as server:
+        agent = open_agent(ca=server.ca_pem)
+        arguments = (server.url,) if verb == "preconnect" else ("localhost", server.port)
+        dialling = background(lambda: getattr(agent, verb)(*arguments))
+        assert server.wait_for(lambda s: s.stats.connections == 1 and s.connections[0].client_hello)
+
+        agent.destroy() if way == "destroy" else agent.close(drain=0.1)
+
+        with pytest.raises(AgentClosed):
+            dialling.result(5)
+        assert server.wait_for(lambda s: s.stats.open_connections == 0)
+
+
 @pytest.mark.parametrize("kind", [events.Connecting, events.Connected, events.Secured, events.Freed])
 def test_event_callback_may_destroy_the_agent(open_agent, server, kind):
     """

@@ -287,6 +287,32 @@ def test_arguments_of_the_wrong_kind(open_agent, open_peer):
     raw.close()
 
 
+def test_connect_that_is_cancelled_at_any_turn_of_the_loop(open_async_agent, open_peer):
+    """
+    Whenever its task is cancelled, `connect` leaves no connection open that nobody holds.
+    """
+    peer = open_peer(echo)
+    agent = open_async_agent(ca=peer.ca_pem)
+
+    async def cancelled_after(turns: int) -> bool:
+        opening = asyncio.ensure_future(agent.agent.connect("localhost", peer.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait((opening,))
+        if opening.cancelled():
+            return True
+        await opening.result().aclose()
+        return False
+
+    turns = 0
+    while agent.run(cancelled_after(turns)):
+        turns += 1
+
+    assert wait_until(lambda: all(connection.ended is not None for connection in peer.connections))
+    assert agent.stats().opened == sum(agent.stats().closed.values())
+
+
 def test_raw_connection_ends_with_its_agent(open_agent, open_peer):
     """
     Closing the agent closes its raw connections; a closed agent opens none.

@@ -76,7 +76,7 @@ class AsyncAgent:
         self._buffer = memoryview(bytearray(_READ_BUFFER))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._dialling: set[asyncio.Task[None]] = set()
+        self._dialling: set[asyncio.Task[Any]] = set()
         self._quiet: asyncio.Event | None = None
         self._closed = False
         self._proactor = False
@@ -602,7 +602,7 @@ class AsyncAgent:
         stream = RawStream()
         dial = self._core.raw_dial(host, port, build(ConnectionOptions, keywords), options, timeouts)
         try:
-            connection = await open_connection(self, dial, stream)
+            connection = await self._open_raw(dial, stream)
         except Exception as error:
             described = dial.describe(error)
             if described is error:
@@ -627,6 +627,21 @@ class AsyncAgent:
             now = time.monotonic()
             self._core.connected(dial, connection, now)
             self._arm(now)
+
+    async def _open_raw(self, dial: Dial, raw: RawStream) -> Connection:
+        """Open a connection for a caller outside the pool, in a task that ends with the agent, or with the caller."""
+        opening = self._loop.create_task(open_connection(self, dial, raw))
+        self._dialling.add(opening)
+        opening.add_done_callback(self._dialling.discard)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and self._closed and not (task is not None and task.cancelling()):
+                raise closed_error() from None
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                self._shut(opening.result(), "interrupted")  # it was open when the caller was cancelled
+            raise
 
     def close_idle(self) -> None:
         """Close all idle connections."""

@@ -842,7 +842,10 @@ class Agent:
         try:
             wake_up = _new_wake_up(dialling.dial)
             dialling.wake = wake_up.set
+            self._alone.add(dialling)  # so that `destroy` wakes it
             while not dialling.done:
+                if self._destroyed:
+                    raise closed_error()
                 self._step(dialling)
                 if not dialling.done:
                     readers, writers = dialling.interest()
@@ -856,6 +859,8 @@ class Agent:
             if wake_up is not None:
                 wake_up.close()
         if dialling.error is not None:
+            if self._destroyed:
+                raise closed_error() from dialling.error
             raise dialling.error
 
     def connect(
@@ -945,6 +950,9 @@ class Agent:
         for connection in self._core.living():
             if connection.transport is not None:
                 connection.transport.interrupt()
+        for dialling in list(self._alone):
+            if dialling.wake is not None:
+                dialling.wake()
         self._close_wake_ups()
 
     def _shut_pool(self) -> None:
