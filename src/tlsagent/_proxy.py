@@ -11,7 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from tlsagent._option_rules import UNSET, OptionsHandle, is_ip_address, to_ascii, wrong_type
 from tlsagent.errors import OptionError
@@ -179,7 +179,12 @@ def _parsed(url: str) -> tuple[Scheme, str, int, tuple[bytes, bytes] | None]:
 def _credentials(scheme: Scheme, username: str | None, password: str | None) -> tuple[bytes, bytes] | None:
     if username is None and password is None:
         return None
-    user, secret = (unquote(part or "").encode() for part in (username, password))
+    try:  # as bytes all the way: they need not be UTF-8, nor the environment they come from
+        user, secret = (
+            unquote_to_bytes((part or "").encode(errors="surrogateescape")) for part in (username, password)
+        )
+    except UnicodeEncodeError:
+        raise _bad("has a user name or password that is no text: percent-encode its bytes") from None
     if scheme.startswith("socks5"):
         if not 0 < len(user) <= _LONGEST_SOCKS_FIELD or len(secret) > _LONGEST_SOCKS_FIELD:
             raise _bad("needs a user name of 1 to 255 bytes and a password of at most 255 (RFC 1929)")

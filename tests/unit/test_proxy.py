@@ -40,6 +40,8 @@ def test_url(url, scheme, host, port):
         ("http://me@proxy.test", (b"me", b"")),
         ("http://me:open%3Asesame%40@proxy.test", (b"me", b"open:sesame@")),
         ("socks5://me:%C3%BC@proxy.test", (b"me", "ü".encode())),
+        ("http://m%E9:%FF%00@proxy.test", (b"m\xe9", b"\xff\0")),
+        ("http://me:ü\udce9@proxy.test", (b"me", "ü".encode() + b"\xe9")),  # as os.environ shows what is not UTF-8
     ],
 )
 def test_credentials(url, credentials):
@@ -71,6 +73,7 @@ def test_credentials(url, credentials):
         "http://a%3Ab:secret@proxy.test",
         "socks5://:secret@proxy.test",
         f"socks5://me:{'s' * 256}@proxy.test",
+        "http://me:\ud800@proxy.test",
     ],
 )
 def test_a_url_that_cannot_be_used(url):
