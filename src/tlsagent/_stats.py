@@ -28,7 +28,7 @@ class Counters:
         active, idle, dialling, waiting: What there is now: connections that carry a request, idle ones, attempts under
             way, requests that wait for a connection.
         opened: Connections whose handshake was completed.
-        closed: Connections that went, by reason.
+        closed: Connections that went, by reason; `events.Closed` says what the words mean.
         requests: Requests begun on a connection; a retry counts again.
         reused: Of these, on a connection that had served before.
         handshakes_full, handshakes_resumed: How connections came about.

@@ -127,7 +127,32 @@ class Closed(_OfConnection):
 
     Attributes:
         connection: Which one.
-        reason: One word: "free_socket_timeout", "peer", "close", ...
+        reason: One word, the same as in `stats().closed`.
+
+    By the peer:
+        peer: It ended the connection, in good order or not, while nothing depended on that.
+        connection_close: It said so (Connection: close, HTTP/1.0, a body that ends with the connection), or we did.
+        keep_alive_hint: Its Keep-Alive left no time for a next request.
+        goaway: It took its leave (HTTP/2).
+        unsolicited_data: It sent what nobody had asked for.
+        early_response: It answered before it had the whole request, the rest of which was not sent.
+
+    By a limit of ours, which has the name of its option:
+        free_socket_timeout, max_free_sockets, max_lifetime, max_requests (max_requests_per_socket), timeout (any
+        timeout), keep_alive_off (keep_alive=False), make_room (max_sockets and max_total_sockets: a request that needs
+        another connection waited for the place).
+
+    By what became of a request:
+        dropped: Given up, or its response closed before its end; HTTP/1.1 has no other way to stop.
+        lost: The connection broke under it.
+        error: The peer broke the protocol.
+        handshake: Its attempt was given up, or the peer left, just when the handshake was complete.
+
+    By a call:
+        close: Of a raw connection.
+        close_idle, network_changed: The methods of these names.
+        agent_closed: The end of the agent.
+        interrupted: A signal's exception, or a cancellation, that struck where nothing could be saved.
     """
 
     __slots__ = ("reason",)

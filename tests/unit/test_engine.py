@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
@@ -377,6 +378,25 @@ def test_trusted_self_signed_certificate():
     own = issue("a.test")
     context = client_context(ca=pki().anchors(own))
     assert connect(context, server_context(own)).sink.facts.authorized
+
+
+@pytest.mark.parametrize(("bits", "refused"), [(1024, True), (2048, False)])
+def test_key_of_the_server_that_is_too_short(bits, refused):
+    """
+    At the library's own security level a server's RSA key of 1024 bits is no proof; a lower one, asked for, takes it.
+    """
+    short = issue("a.test", pki().root, key=rsa.generate_private_key(65_537, bits))
+    server = SSL.Context(SSL.TLS_SERVER_METHOD)
+    server.set_cipher_list(b"ALL:@SECLEVEL=0")
+    server.use_certificate(short.certificate)
+    server.use_privatekey(short.key)
+
+    if refused:
+        with pytest.raises(CertificateError, match="key is too short"):
+            connect(server=server)
+        assert connect(client_context(ciphers="ALL:@SECLEVEL=0"), server).sink.facts.authorized
+    else:
+        assert connect(server=server).sink.facts.authorized
 
 
 def test_reversed_chain():

@@ -4,9 +4,15 @@ What an agent counts, by key and in all, of the living and the dead.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 
-from tlsagent import AgentStats, Counters, Timeouts
+import tlsagent
+from tlsagent import AgentStats, Counters, Timeouts, events
 from tlsagent._stats import Tally
 from tlsagent.testing.simulation import Reply, SimulatedServer, Simulation
 
@@ -146,3 +152,49 @@ def test_reasons(timeouts, reason):
     sim.close(drain=0)
 
     assert sim.stats().closed == {reason: 1}
+
+
+ENDINGS = frozenset(
+    {"abort", "close", "connection_lost", "drain", "drop", "fail", "hang_up", "release", "retire", "shut",
+     "_drop", "_evict", "_fail", "_shut", "_start_draining"}
+)  # fmt: skip
+SAYING_WHY = frozenset({"refuses", "_why_not_reusable", "close_idle"})
+
+
+def words(node):
+    return {
+        one.value
+        for one in ast.walk(node)
+        if isinstance(one, ast.Constant) and isinstance(one.value, str) and re.fullmatch("[a-z_]+", one.value)
+    }
+
+
+def reasons(tree):
+    """Return the words that stand where a connection is given a reason to end."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ENDINGS:
+                given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "reason")]
+                found |= set().union(*map(words, given))
+        elif isinstance(node, ast.FunctionDef) and node.name in SAYING_WHY:
+            returned = [one for one in ast.walk(node) if isinstance(one, ast.Return)]
+            found |= set().union(*map(words, [*returned, *node.args.defaults]))
+    return found
+
+
+def test_every_reason_is_explained():
+    """
+    The page of `events.Closed` has each word that `stats().closed` may count.
+    """
+    package = Path(tlsagent.__file__).parent
+    rooms = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in {"testing", "node"}]
+
+    found = set().union(*(reasons(ast.parse(path.read_text())) for path in rooms))
+
+    assert {"goaway", "make_room", "close_idle", "dropped", "agent_closed"} <= found
+    page = inspect.getdoc(events.Closed)
+    assert [
+        word for word in sorted(found | {"peer", "lost", "unsolicited_data"}) if not re.search(rf"\b{word}\b", page)
+    ] == []
