@@ -89,6 +89,9 @@ class Pool(Generic[C]):
         free_socket_timeout: Seconds until an idle connection is closed; None for no limit.
         dial_delay: Seconds until a second attempt joins the first of a key whose connections may be shared, if another
             ticket waits; None for never.
+
+    Attributes:
+        outstanding: What `effects` is about to return.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Pool(Generic[C]):
         self._expiries: Deadlines[Slot[C]] = Deadlines()  # of what is idle, and stale ones of what was idle
         self._wanting: Deadlines[Bucket[C]] = Deadlines()  # ordered by ticket, not by time
         self._queue_deadlines: Deadlines[Ticket[C]] = Deadlines()
-        self._effects: list[Effect] = []
+        self.outstanding: list[Effect] = []
         self._tickets = 0  # ever made: their order of arrival
         self._attempts = 0
         self._waiting = 0
@@ -444,7 +447,7 @@ class Pool(Generic[C]):
         For a driver that begins anew with another pool: leases may still be released here and tickets cancelled, which
         does nothing.
         """
-        tickets = [effect.ticket for effect in self._effects if isinstance(effect, (Grant, Refuse))]
+        tickets = [effect.ticket for effect in self.outstanding if isinstance(effect, (Grant, Refuse))]
         for bucket in list(self._buckets.values()):
             tickets += [*bucket.queue.covered, *bucket.queue.uncovered]
         for ticket in tickets:
@@ -477,8 +480,8 @@ class Pool(Generic[C]):
         """
         slots, idle, queues = list(self._slots.values()), self._idle, [b.queue for b in self._buckets.values()]
         before = self._buckets
-        refused = {effect.ticket for effect in self._effects if isinstance(effect, Refuse)}
-        self._effects = [effect for effect in self._effects if not isinstance(effect, Connect)]
+        refused = {effect.ticket for effect in self.outstanding if isinstance(effect, Refuse)}
+        self.outstanding = [effect for effect in self.outstanding if not isinstance(effect, Connect)]
         self._buckets, self._idle = {}, OrderedDict()
         self._expiries, self._wanting, self._queue_deadlines = Deadlines(), Deadlines(), Deadlines()
         self._contact.mend()
@@ -561,16 +564,11 @@ class Pool(Generic[C]):
         """Whether `close` was called."""
         return self._closed
 
-    @property
-    def has_effects(self) -> bool:
-        """Whether `effects` has anything to return."""
-        return bool(self._effects)
-
     def effects(self) -> list[Effect]:
         """Return what is to be done, in order, and forget it."""
-        effects = self._effects
+        effects = self.outstanding
         if effects:
-            self._effects = []
+            self.outstanding = []
             return effects
         return []
 
@@ -740,7 +738,7 @@ class Pool(Generic[C]):
                 self._draining -= 1
         slot.bucket.tally.closed[reason] += 1
         self._tally.closed[reason] += 1
-        self._effects.append(Close(slot.connection, reason))
+        self.outstanding.append(Close(slot.connection, reason))
 
     # -- Tickets
 
@@ -762,11 +760,11 @@ class Pool(Generic[C]):
     def _grant(self, ticket: Ticket[C], slot: Slot[C]) -> None:
         self._leave_queue(ticket)
         ticket.granted = self._lease(slot, False, ticket.user)
-        self._effects.append(Grant(ticket, ticket.granted))
+        self.outstanding.append(Grant(ticket, ticket.granted))
 
     def _refuse(self, ticket: Ticket[C], error: BaseException) -> None:
         self._leave_queue(ticket)
-        self._effects.append(Refuse(ticket, error))
+        self.outstanding.append(Refuse(ticket, error))
 
     def _uncover(self, queue: Queue[C]) -> None:
         """Put the youngest covered ticket back on its queue deadline: its attempt was abandoned."""
@@ -826,7 +824,7 @@ class Pool(Generic[C]):
         bucket.dialled_at = self._now
         bucket.attempts += 1
         self._attempts += 1
-        self._effects.append(Connect(bucket.key, attempt))
+        self.outstanding.append(Connect(bucket.key, attempt))
         return attempt
 
     def _end(self, attempt: Attempt[C]) -> Bucket[C]:

@@ -228,7 +228,7 @@ NAMES = {"acquire": "Pool.acquire", "release": "Pool.release", "close": "Pool.cl
 def profile(frame, event, argument):
     # The finaliser runs here, in a frame of the pool's, as a collection would have it.
     if event == "call" and frame.f_code.co_qualname == NAMES[WHERE] and held:
-        assert agent._lock.locked()
+        assert agent._desk.lock.locked()
         held.clear()
         gc.collect()
 

@@ -182,12 +182,12 @@ for _ in range(12):
     join(pid)
     while len(sent) < before + 8:
         leave.wait(0.001)
-agent._lock.acquire()  # and for certain at the worst of moments
+agent._desk.lock.acquire()  # and for certain at the worst of moments
 pid = os.fork()
 if pid == 0:
     finish(lambda: [send("child1") for _ in range(3)])
 join(pid)
-agent._lock.release()
+agent._desk.lock.release()
 leave.set()
 for thread in threads:
     thread.join()

@@ -310,7 +310,7 @@ def leaving(name, number):
     return "with " in line or (line.strip() == "try:" and "with " in linecache.getline(name, number - 1))
 
 def strike_at(number, work):
-    # Run with an exception raised at the number-th line of the three rooms; whether that came.
+    # Run with an exception raised at the number-th line of these rooms; whether that came.
     left = number
     def local(frame, event, argument):
         nonlocal left
@@ -321,7 +321,7 @@ def strike_at(number, work):
                 raise Struck
         return local
     def trace(frame, event, argument):
-        rooms = ("crew.py", "member.py", "threads.py")
+        rooms = ("crew.py", "member.py", "desk.py", "threads.py")
         mine = frame.f_code.co_filename.endswith(rooms) and frame.f_code.co_name != "__del__"
         return local if mine else None
     sys.settrace(trace)

@@ -48,6 +48,7 @@ TESTED_ELSEWHERE = {
     "_drivers/aio_socket": "../wire/test_requests.py",
     "_drivers/aio_upload": "../wire/test_uploads.py",
     "_drivers/crew": "../wire/test_http2.py",
+    "_drivers/desk": "../stress/test_interrupts.py",
     "_drivers/dialling": "../wire/test_handshake_faults.py",
     "_drivers/fork": "../stress/test_fork.py",
     "_drivers/member": "../wire/test_http2.py",

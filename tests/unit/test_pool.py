@@ -1454,13 +1454,13 @@ def test_forgotten_key_and_connection_are_let_go():
 def test_pool_tells_whether_it_has_effects():
     """A driver can see that there is nothing to do without draining anything."""
     pool = Pool[str]()
-    assert not pool.has_effects
+    assert not pool.outstanding
 
     pool.acquire(A, 0.0)
 
-    assert pool.has_effects
+    assert pool.outstanding
     pool.effects()
-    assert not pool.has_effects
+    assert not pool.outstanding
 
 
 # -- Cost

@@ -411,7 +411,7 @@ class AsyncAgent:
         core.settle(connection, now)
         if freed and (core.heard or (exchange is not None and exchange.trace is not None)):
             core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
-        if core.pool.has_effects or self._quiet is not None:
+        if core.pool.outstanding or self._quiet is not None:
             self._carry_out(now)
         elif now + self._free_socket_timeout < self._timer_at or now + connection.idle_for < self._timer_at:
             self._arm(now)
@@ -425,7 +425,7 @@ class AsyncAgent:
                 self._tell(connection, shared, news)
         if core.watch(connection) < self._timer_at:
             self._arm(now)
-        if core.pool.has_effects or self._quiet is not None:
+        if core.pool.outstanding or self._quiet is not None:
             self._carry_out(now)
         elif now + self._free_socket_timeout < self._timer_at:
             self._arm(now)

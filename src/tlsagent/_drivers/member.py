@@ -121,7 +121,7 @@ class Member:
 
     def _needs_other(self, now: float) -> bool:
         lease = self._exchange.lease
-        self._agent._change(self._agent._core.needs_other, self._exchange, now)
+        self._agent._desk.change(self._agent._core.needs_other, self._exchange, now)
         return self._exchange.lease is not lease
 
     def _send_body(self, body: Body) -> None:
@@ -216,8 +216,8 @@ class Member:
 
     def leave(self) -> None:
         """Stop waiting here, and see to it that somebody reads if any thread needs that."""
-        if not self._crew.leave(self._exchange) and self._agent._waiters:
-            self._agent._rouse(self._connection.plan.key)
+        if not self._crew.leave(self._exchange) and self._agent._desk.waiters:
+            self._agent._desk.rouse(self._connection.plan.key)
 
     def struck(self) -> None:
         """An exception came: nothing is held any more, and what may have been found and not told is told anew."""
@@ -246,7 +246,7 @@ class Member:
             self.leave()  # the store is the user's, and so are callbacks
             core.keep_sessions(connection, self._exchange, crew.change(connection.take_sessions))
         if news is not None:
-            self._agent._change(core.settle_shared, connection, news, now)
+            self._agent._desk.change(core.settle_shared, connection, news, now)
         for other in ready:
             if other is not self._exchange:
                 crew.wake(other)

@@ -2,30 +2,23 @@
 `Agent`: the agent on blocking calls and threads.
 
 There is no background thread. Whoever wants something does the work: a thread that waits for a connection dials it, a
-thread that waits for a response reads it. The agent lock guards the core's pool and nothing is waited for, sent or
-called out to while it is held. A connection belongs to the thread that holds its lease, an attempt to the thread that
-dials it.
+thread that waits for a response reads it. The agent lock guards the core's pool (`desk`); while it is held, nothing is
+waited for, sent or called out to. A connection belongs to the thread that holds its lease, an attempt to the thread
+that dials it; the threads of a shared connection are a `crew`.
 
 Theory of operation
 -------------------
-A thread that gets a ticket becomes a `Waiter`. Effects are drained under the lock and placed: a grant or a refusal
-with the waiter of its ticket, an attempt with the waiter of the ticket that it covers. A waiter without an attempt
-sleeps on a lock, one that dials on its sockets and a wake-up descriptor. Served otherwise, timed out or interrupted, a
-dialler leaves its half-open attempt to another waiter of the key, or closes it if there is none.
+A thread that waits for a connection sleeps on a lock if it has no attempt to carry out; one that dials waits on its
+sockets and a wake-up descriptor.
 
 A finaliser may run anywhere, in the middle of a change and with the lock held too: it appends to a deque and wakes a
 waiter, by releasing the lock that the waiter sleeps on, which waits for nothing.
-
-A signal's exception may strike anywhere in the main thread. Where a thread waits, nothing is half done. In the middle
-of a change the pool may be torn; whoever is struck there says so (`_torn`), and the pool is mended before anybody uses
-it again, from what cannot be torn: which connections live, what each waiter waits for, which attempts are carried on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 import time
 from collections import deque
@@ -35,6 +28,7 @@ from tlsagent._body import Body, Content
 from tlsagent._core import AgentCore, check_drain
 from tlsagent._drivers import fork
 from tlsagent._drivers.crew import Crew
+from tlsagent._drivers.desk import Desk
 from tlsagent._drivers.dialling import Dialling
 from tlsagent._drivers.member import Member
 from tlsagent._drivers.sockets import Wire, drain, wait
@@ -45,14 +39,13 @@ from tlsagent._exchange import Awaiting, Exchange, Redirected, closed_error
 from tlsagent._multiplex import Stream
 from tlsagent._option_rules import UNSET, Unset
 from tlsagent._options import AgentOptions, ConnectionOptions, build, said_to_agent
-from tlsagent._pool import Close, Connect, Grant, Lease, Refuse, Ticket
 from tlsagent._raw import RawStream
 from tlsagent._response import Response
 from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
-from tlsagent.events import Closed, ConnectFailed, Event, Freed, Retried
+from tlsagent.events import ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self, Unpack
@@ -61,7 +54,7 @@ if TYPE_CHECKING:
     from tlsagent._connection_info import ConnectionInfo
     from tlsagent._dial import Dial
     from tlsagent._http.messages import CallerFields
-    from tlsagent._identity import Plan, PoolKey
+    from tlsagent._identity import Plan
     from tlsagent._limits import Timeouts
     from tlsagent._options import AgentOptionsDict
     from tlsagent._stats import AgentStats
@@ -69,17 +62,6 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=Event)
 
 _READ_BUFFER: Final = 262_144
-
-
-class _Actions:
-    """What is to be done once the lock is let go."""
-
-    __slots__ = ("abandoned", "closing", "waking")
-
-    def __init__(self) -> None:
-        self.waking: list[Waiter] = []
-        self.closing: list[tuple[Connection, str]] = []
-        self.abandoned: Dialling | None = None
 
 
 class Agent:
@@ -94,27 +76,18 @@ class Agent:
 
     def __init__(self, options: AgentOptions | None = None, **keywords: Unpack[AgentOptionsDict]) -> None:
         self._core = AgentCore(said_to_agent(options, keywords))
-        self._lock = threading.Lock()
-        self._waiters: dict[PoolKey, list[Waiter]] = {}
-        self._alone: set[Dialling] = set()  # under way, and no waiter's
+        self._desk = Desk(self._core)
         self._buffers: deque[memoryview] = deque()
         self._wake_ups: deque[WakeUp] = deque()
-        self._quiet: threading.Event | None = None  # set once a closed agent has nothing active
         self._closed = False
         self._destroyed = False
-        self._torn = False
         fork.watch(self)
 
     def forked(self) -> None:
         """Begin anew in the child of a fork, which owns none of its parent's connections. Not for users."""
         core = self._core
         fork.keep(core.pool)
-        waiters = [waiter for waiters in list(self._waiters.values()) for waiter in waiters]
-        self._lock = threading.Lock()
-        self._waiters = {}
-        self._alone = set()
-        self._torn = False
-        self._quiet = None
+        waiters = self._desk.forked()
         for connection in core.forget(fork.inherited_error(), time.monotonic()):
             fork.keep(connection)
             if connection.transport is not None:
@@ -288,7 +261,7 @@ class Agent:
                     self._send_body(exchange, exchange.body, connection)
                 break
             if exchange.lease is not None:
-                self._change(self._core.give_back, exchange, now)
+                self._desk.change(self._core.give_back, exchange, now)
         self._pump(exchange)
 
     def _still_good(self, connection: Connection, now: float) -> bool:
@@ -317,26 +290,10 @@ class Agent:
             self._drop_abandoned()
         now = time.monotonic()
         if time.time() - now > self._core.awake_until:
-            self._change(self._core.slept, now, time.time())
-        actions: _Actions | None = None
-        try:
-            with self._lock:
-                if self._torn:
-                    actions = _Actions()
-                    self._mend(actions)
-                got = self._core.acquire(exchange, now)
-                if isinstance(got, Lease) and not self._core.pool.has_effects and actions is None:
-                    return
-                waiter = exchange.waker = Waiter(exchange)
-                self._waiters.setdefault(exchange.plan.key, []).append(waiter)
-                actions = actions or _Actions()
-                self._collect(actions)
-            self._do(actions)
-        except AgentClosed:
-            raise
-        except BaseException:
-            self._struck(actions)
-            raise
+            self._desk.change(self._core.slept, now, time.time())
+        waiter = self._desk.enlist(exchange, now)
+        if waiter is None:
+            return
         try:
             self._wait_in_queue(exchange, waiter)
         finally:
@@ -354,9 +311,9 @@ class Agent:
                 if ticket.covered or ticket.deadline is None
                 else min(exchange.total_at, ticket.deadline)
             )
-            limit = min(limit, self._next_delay())
+            limit = min(limit, self._desk.next_delay())
             if now >= limit:
-                self._change(self._time_out, exchange, now)
+                self._desk.change(self._time_out, exchange, now)
             elif self._core.abandoned:
                 self._drop_abandoned()
             elif dialling is not None:
@@ -400,18 +357,16 @@ class Agent:
             raise
         return True
 
-    def _next_delay(self) -> float:
-        """Return when a second attempt may join a first one."""
-        with self._lock:
-            delay = self._core.pool.next_delay()
-        return math.inf if delay is None else delay
-
-    def _rouse(self, key: PoolKey) -> None:
-        """Have a thread that waits for a connection of the key look whether nobody reads."""
-        for waiter in list(self._waiters.get(key, ())):
-            if waiter.dialling is None:
-                waiter.wake()
-                return
+    def _leave_queue(self, exchange: Exchange, waiter: Waiter) -> None:
+        """Stop waiting. May be called again."""
+        self._desk.dismiss(exchange, waiter)
+        wake_up, waiter.wake_up = waiter.wake_up, None
+        if wake_up is not None:
+            self._wake_ups.append(wake_up)
+            if self._destroyed:
+                self._close_wake_ups()
+        if self._core.abandoned:
+            self._drop_abandoned()
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
         if now >= exchange.total_at and exchange.ticket is not None:
@@ -432,10 +387,7 @@ class Agent:
             crew.call()
         # Somebody must look, or who waits for the connection waits in vain: whoever wakes now, or comes next. A waiter
         # that is on its way out looks too, after it has left the list.
-        for waiters in list(self._waiters.values()):
-            for waiter in waiters:
-                waiter.wake()
-                return
+        self._desk.rouse_anybody()
 
     def _dial_on(self, dialling: Dialling, waiter: Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
@@ -472,81 +424,11 @@ class Agent:
         """Tell the pool how an attempt ended, and whoever listens."""
         connection, error = dialling.connection, dialling.error
         sessions = connection.take_sessions() if connection is not None else []
-        self._change(self._take_over, dialling, waiter)
+        self._desk.conclude(dialling, waiter)
         if connection is not None and sessions:
             self._core.keep_sessions(connection, sessions=sessions)
         if error is not None and self._core.listening() and not isinstance(error, Redirected):
             self._core.emit(ConnectFailed(dialling.dial.plan.key.digest, error))
-
-    def _take_over(self, dialling: Dialling, waiter: Waiter | None) -> None:
-        if waiter is not None:
-            waiter.dialling = None
-        self._alone.discard(dialling)
-        self._conclude(dialling)
-
-    def _conclude(self, dialling: Dialling) -> None:
-        """Tell the pool how an attempt ended; call with the lock held."""
-        now = time.monotonic()
-        connection = dialling.connection
-        if dialling.error is None and not dialling.broken:
-            assert connection is not None
-            self._core.connected(dialling.dial, connection, now)
-            return
-        if connection is not None:
-            self._core.closed(connection, "handshake")
-        self._core.dial_failed(dialling.dial, dialling.error, now)
-
-    def _leave_queue(self, exchange: Exchange, waiter: Waiter) -> None:
-        """Stop waiting; a half-open attempt goes to another waiter of the key, or is closed. May be called again."""
-        actions = _Actions()
-        try:
-            with self._lock:
-                if self._torn:
-                    self._mend(actions)
-                self._unlist(exchange, waiter, actions)
-                self._collect(actions)
-            exchange.waker = None
-            wake_up, waiter.wake_up = waiter.wake_up, None
-            if wake_up is not None:
-                self._wake_ups.append(wake_up)
-                if self._destroyed:
-                    self._close_wake_ups()
-            self._do(actions)
-        except BaseException:
-            self._struck(actions)
-            raise
-        if self._core.abandoned:
-            self._drop_abandoned()
-
-    def _unlist(self, exchange: Exchange, waiter: Waiter, actions: _Actions) -> None:
-        if exchange.ticket is not None:
-            self._core.cancel(exchange, time.monotonic())
-        key = exchange.plan.key
-        waiters = self._waiters.get(key, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-        if not waiters:
-            self._waiters.pop(key, None)
-        dialling, waiter.dialling = waiter.dialling, None
-        if dialling is None:
-            return
-        if dialling.done:
-            self._conclude(dialling)
-            return
-        heir = _first_free(waiters)
-        if heir is not None:
-            heir.dialling = dialling
-            dialling.wake = heir.wake
-            actions.waking.append(heir)
-        else:
-            self._alone.add(dialling)
-            actions.abandoned = dialling
-
-    def _abandon(self, dialling: Dialling) -> None:
-        """Close a half-open attempt, and only then give up its place: no limit is exceeded, if only for a moment."""
-        dialling.broken = True
-        dialling.close()
-        self._change(self._take_over, dialling, None)
 
     # --- Sending and receiving ----------------------------------------------------------------------------------------
 
@@ -593,7 +475,7 @@ class Agent:
     def _settle_own(self, exchange: Exchange) -> None:
         """Give back the lease of an exchange that has ended: who read that has not told yet, or was struck before."""
         if exchange.complete or exchange.error is not None:
-            self._change(self._core.give_up, exchange, time.monotonic())
+            self._desk.change(self._core.give_up, exchange, time.monotonic())
 
     def _turn(self, connection: Connection, exchange: Exchange, *, wait: bool = True) -> None:
         """Wait for the socket once, unless told not to, and take what it gives."""
@@ -623,21 +505,7 @@ class Agent:
         if connection.ended is None and connection.dead is None:
             return
         freed = connection.ended is not None and connection.dead is None
-        actions: _Actions | None = None
-        try:
-            with self._lock:
-                if self._torn:
-                    actions = _Actions()
-                    self._mend(actions)
-                self._core.settle(connection, now)
-                if self._core.pool.has_effects:
-                    actions = actions or _Actions()
-                    self._collect(actions)
-            if actions is not None:
-                self._do(actions)
-        except BaseException:
-            self._struck(actions)
-            raise
+        self._desk.change(self._core.settle, connection, now)
         if freed and (self._core.heard or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
@@ -692,105 +560,7 @@ class Agent:
         if stream is not None:
             Member(self, stream.connection, exchange).drop()
         if exchange.ticket is not None or exchange.lease is not None:
-            self._change(self._core.give_up, exchange, time.monotonic())
-
-    # --- Carrying out what the core asks for --------------------------------------------------------------------------
-
-    def _change(self, change: Callable[..., object], *arguments: Any) -> None:
-        """Change the pool's state with the lock held, then do what comes of it."""
-        actions: _Actions | None = None
-        try:
-            with self._lock:
-                if self._torn:
-                    actions = _Actions()
-                    self._mend(actions)
-                change(*arguments)
-                if actions is not None or self._core.pool.has_effects or self._quiet is not None:
-                    actions = actions or _Actions()
-                    self._collect(actions)
-            if actions is not None:
-                self._do(actions)
-        except AgentClosed:
-            raise
-        except BaseException:
-            self._struck(actions)
-            raise
-
-    def _struck(self, actions: _Actions | None) -> None:
-        """An exception came in the middle of a change: do what is left of it, and mend the pool, for others wait."""
-        self._torn = True
-        if actions is not None:
-            for connection, reason in actions.closing:
-                connection.transport.shut(connection, reason)
-            if actions.abandoned is not None:
-                actions.abandoned.broken = True
-                actions.abandoned.close()
-                self._alone.discard(actions.abandoned)
-        mended = _Actions()
-        with self._lock:
-            if self._torn:
-                self._mend(mended)
-            self._collect(mended)
-        self._do(mended)
-
-    def _mend(self, actions: _Actions) -> None:
-        """Put the pool in order again; call with the lock held."""
-        waiters = [waiter for waiters in self._waiters.values() for waiter in waiters]
-        carried = [waiter.dialling for waiter in waiters if waiter.dialling is not None]
-        carried += self._alone
-        for connection in self._core.mend(
-            [waiter.exchange for waiter in waiters],
-            [dialling.dial for dialling in carried],
-            {dialling.connection for dialling in carried},
-        ):
-            actions.closing.append((connection, "interrupted"))
-        actions.waking += waiters
-        self._torn = False
-
-    def _collect(self, actions: _Actions) -> None:
-        """Drain and place the effects; call with the lock held."""
-        for effect in self._core.effects():
-            if type(effect) is Close:
-                if self._core.closed(effect.connection, effect.reason):
-                    actions.closing.append((effect.connection, effect.reason))
-            elif type(effect) is Connect:
-                self._place(Dialling(self._core, effect.attempt.user), effect.attempt.cause, actions)
-            elif isinstance(effect, (Grant, Refuse)):
-                exchange: Exchange = effect.ticket.user
-                if isinstance(effect, Grant):
-                    exchange.lease = effect.lease
-                else:
-                    exchange.fail(effect.error, time.monotonic())
-                exchange.ticket = None
-                if exchange.waker is not None:
-                    actions.waking.append(exchange.waker)
-        if self._quiet is not None and not self._core.busy:
-            self._quiet.set()
-
-    def _place(self, dialling: Dialling, cause: Ticket[Connection] | None, actions: _Actions) -> None:
-        if cause is None:
-            self._alone.add(dialling)
-            return
-        waiter: Waiter | None = cause.user.waker
-        if waiter is None or waiter.dialling is not None:
-            waiter = _first_free(self._waiters.get(dialling.dial.plan.key, ()))
-        if waiter is None:
-            self._core.dial_failed(dialling.dial, None, time.monotonic())
-        else:
-            waiter.dialling = dialling
-            actions.waking.append(waiter)
-
-    def _do(self, actions: _Actions) -> None:
-        for waiter in actions.waking:
-            waiter.wake()
-        for connection, reason in actions.closing:
-            connection.transport.shut(connection, reason)
-        if self._core.listening():
-            for connection, reason in actions.closing:
-                if connection.info is not None:
-                    self._core.emit(Closed(connection.plan.key.digest, connection.info, reason))
-        if actions.abandoned is not None:
-            self._abandon(actions.abandoned)
+            self._desk.change(self._core.give_up, exchange, time.monotonic())
 
     # --- Life of the agent --------------------------------------------------------------------------------------------
 
@@ -817,7 +587,7 @@ class Agent:
         """Carry out an attempt that nobody waits for, if the limits allow one."""
         dials: list[Dial | None] = []
         try:
-            self._change(self._place_alone, plan, dials)
+            self._desk.change(self._place_alone, plan, dials)
             dialling = self._found(dials)
             if dialling is not None:
                 self._dial_alone(dialling)
@@ -825,8 +595,8 @@ class Agent:
             raise
         except BaseException as error:
             if not isinstance(error, Exception):
-                self._alone.discard(cast("Dialling", self._found(dials)))
-                self._struck(_Actions())
+                self._desk.alone.discard(cast("Dialling", self._found(dials)))
+                self._desk.struck()
             raise
         return dialling
 
@@ -834,7 +604,7 @@ class Agent:
         dials.append(self._core.preconnect(plan, time.monotonic()))
 
     def _found(self, dials: list[Dial | None]) -> Dialling | None:
-        return next((dialling for dialling in list(self._alone) if dialling.dial in dials), None)
+        return next((dialling for dialling in list(self._desk.alone) if dialling.dial in dials), None)
 
     def _dial_alone(self, dialling: Dialling) -> None:
         """Carry out an attempt that nobody waits for, to its end; raises how it failed."""
@@ -842,7 +612,7 @@ class Agent:
         try:
             wake_up = _new_wake_up(dialling.dial)
             dialling.wake = wake_up.set
-            self._alone.add(dialling)  # so that `destroy` wakes it
+            self._desk.alone.add(dialling)  # so that `destroy` wakes it
             while not dialling.done:
                 if self._destroyed:
                     raise closed_error()
@@ -903,27 +673,24 @@ class Agent:
     def _close_raw(self, connection: Connection) -> None:
         if connection.dead is None:
             connection.close("close")
-        with self._lock:
+        with self._desk.lock:
             first = self._core.closed(connection, connection.dead or "close")
         if first:
             connection.transport.close(connection)
 
     def close_idle(self) -> None:
         """Close all idle connections."""
-        self._change(self._core.pool.close_idle, time.monotonic())
+        self._desk.change(self._core.pool.close_idle, time.monotonic())
 
     def network_changed(self) -> None:
         """Use no present connection for a further request: idle ones are closed now, active ones when they are done."""
-        self._change(self._core.network_changed, time.monotonic())
+        self._desk.change(self._core.network_changed, time.monotonic())
 
     def stats(self) -> AgentStats:
         """Return all counters, in total and by key."""
         if self._core.abandoned:
             self._drop_abandoned()
-        if self._torn:
-            self._change(_nothing)
-        with self._lock:
-            return self._core.stats()
+        return self._desk.stats()
 
     def on(self, kind: type[_E], callback: Callable[[_E], object]) -> Callable[[], None]:
         """Call `callback` with each event of class `kind`; returns the function that ends the subscription."""
@@ -935,7 +702,7 @@ class Agent:
         everything. Idempotent.
         """
         check_drain(drain)
-        quiet = self._quiet = self._quiet or threading.Event()
+        quiet = self._desk.quiet = self._desk.quiet or threading.Event()
         self._shut_pool()
         if not self._destroyed:
             quiet.wait(drain)
@@ -944,20 +711,20 @@ class Agent:
     def destroy(self) -> None:
         """Close everything at once; waiting and active requests fail with `AgentClosed`. Idempotent."""
         self._destroyed = True
-        if self._quiet is not None:
-            self._quiet.set()  # who waits in `close` for what is active waits for no more
+        if self._desk.quiet is not None:
+            self._desk.quiet.set()  # who waits in `close` for what is active waits for no more
         self._shut_pool()
         for connection in self._core.living():
             if connection.transport is not None:
                 connection.transport.interrupt()
-        for dialling in list(self._alone):
+        for dialling in list(self._desk.alone):
             if dialling.wake is not None:
                 dialling.wake()
         self._close_wake_ups()
 
     def _shut_pool(self) -> None:
         self._closed = True
-        self._change(self._core.pool.close, time.monotonic())
+        self._desk.change(self._core.pool.close, time.monotonic())
         self._drop_abandoned()
 
     def __enter__(self) -> Self:
@@ -977,20 +744,11 @@ def _taken(connection: Connection, exchange: Exchange, now: float) -> list[bytes
     return chunks
 
 
-def _nothing() -> None:
-    """Change nothing: what was left by others is done all the same."""
-
-
 def _new_wake_up(dial: Dial) -> WakeUp:
     try:
         return WakeUp()
     except OSError as error:
         raise dial.describe(error) from error
-
-
-def _first_free(waiters: Iterable[Waiter]) -> Waiter | None:
-    """Return the waiter that has waited longest among those that do not dial."""
-    return next((waiter for waiter in waiters if waiter.dialling is None), None)
 
 
 def not_yet(early_data: bool | Unset) -> None:
