@@ -467,7 +467,8 @@ class Connection:
         most = self._limits.max_requests
         if most is not None and self.requests >= most:
             return "max_requests"
-        return self._retirement if now >= self._retires_at else None
+        # One that has carried nothing takes one whatever its age: else a short lifetime would have us dial for ever.
+        return self._retirement if self.requests and now >= self._retires_at else None
 
     # --- Raw bytes ----------------------------------------------------------------------------------------------------
 

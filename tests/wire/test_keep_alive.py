@@ -7,6 +7,8 @@ import time
 import pytest
 from wire_peer import left_in_order
 
+from tlsagent import events
+
 
 def _with_hint(hint: str):
     async def app(scope, receive, send):
@@ -81,6 +83,35 @@ def test_connection_past_its_lifetime_is_not_used(open_agent, server):
     assert not agent.request("GET", server.url + "/hello").reused
     agent.request("GET", server.url + "/delay/0.25")
     assert not agent.request("GET", server.url + "/hello").reused
+
+
+def test_lifetime_that_is_over_before_the_first_request(open_agent, server):
+    """
+    A lifetime shorter than it takes to begin a request gives each request a connection of its own, and one is enough;
+    of those that wait together some may still share one.
+    """
+    agent = open_agent(ca=server.ca_pem, max_lifetime=1e-6)
+
+    one_by_one = [agent.request("GET", server.url + "/hello", timeouts=10) for _ in range(3)]
+    assert [response.reused for response in one_by_one] == [False] * 3
+    assert agent.stats().opened == 3
+
+    together = [agent.submit("GET", server.url + "/hello", timeouts=10) for _ in range(8)]
+    assert {future.result(15).status for future in together} == {200}
+    assert agent.stats().opened <= 3 + 8
+
+
+def test_network_that_changes_whenever_a_connection_opens(open_agent, server):
+    """
+    A connection in its handshake while the network changes serves who waits for it, and nobody else.
+    """
+    agent = open_agent(ca=server.ca_pem)
+    agent.agent.on(events.Secured, lambda _event: agent.agent.network_changed())
+
+    responses = [agent.request("GET", server.url + "/hello", timeouts=10) for _ in range(3)]
+
+    assert [response.reused for response in responses] == [False] * 3
+    assert agent.stats().opened == 3
 
 
 def test_after_a_change_of_network_every_connection_is_new(open_agent, server):
