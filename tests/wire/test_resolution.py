@@ -71,6 +71,20 @@ def test_literal_address_is_not_looked_up(open_agent, server):
     assert server.connections[0].sni is None
 
 
+@pytest.mark.parametrize("by_hook", [False, True])
+def test_zone_that_this_machine_does_not_have(open_agent, by_hook):
+    """
+    An address whose zone is unknown here is not resolved, and the error names it.
+    """
+    agent = open_agent(lookup=lambda _host, _family: ["fe80::1%nowhere"])
+    url = "https://a.test/" if by_hook else "https://[fe80::1%25nowhere]/"
+
+    with pytest.raises(ResolutionError, match="fe80::1%nowhere") as caught:
+        agent.request("GET", url)
+
+    assert (caught.value.code, caught.value.phase) == ("ENOTFOUND", "lookup")
+
+
 def test_asynchronous_lookup_hook(open_async_agent, server):
     """
     `AsyncAgent` awaits a hook that is asynchronous.

@@ -139,7 +139,10 @@ def literal(host: str, port: int) -> list[Address] | None:
     """Return the address of an IP literal, which needs no look-up, or None for a name."""
     if not is_ip_address(host):
         return None
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except OSError as error:  # a zone that this machine does not have
+        raise resolution_error(host, error) from error
     return [_address(family, sockaddr) for family, _, _, _, sockaddr in found[:1]]
 
 

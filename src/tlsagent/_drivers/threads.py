@@ -136,7 +136,8 @@ class Agent:
             expect_continue: Ask the server before the body is sent (RFC 9110, 10.1.1): it follows a 100 (Continue), or
                 the wait of `Http1Options.expect_continue_wait`. A final response in its place, such as 417, is
                 returned, and nothing of the body is sent. Needs content.
-            trace: Called with the events of this request.
+            trace: Called with the events of this request: Reused, SessionTicket, Retried, Freed. Attempts and
+                connections are the agent's, and `on` tells of them.
 
         Raises:
             RequestError: Exactly one for a request that failed.
