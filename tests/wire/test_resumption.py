@@ -573,6 +573,38 @@ def test_what_take_raises_is_the_requests_error(open_agent, server):
     assert (agent.stats().dialling, agent.stats().active) == (0, 0)
 
 
+@pytest.mark.parametrize("why", ["refused", "expired"])
+def test_what_discard_raises_is_the_requests_error(open_agent, new_server, why, monkeypatch):
+    """
+    An exception of the store's `discard`, at a session that was refused or is too old, reaches the caller; no socket
+    and no place in the pool is lost by it.
+    """
+
+    class Faulty(Store):
+        broken = True
+
+        def discard(self, scope: Any) -> None:
+            super().discard(scope)
+            if self.broken:
+                raise StoreFault
+
+    with new_server(refuse_resumption="close" if why == "refused" else None) as server:
+        store = Faulty()
+        agent = open_agent(ca=server.ca_pem, session_store=store, max_sockets=1)
+        agent.request("GET", server.url + "/close")
+        if why == "expired":
+            now = time.time
+            monkeypatch.setattr(time, "time", lambda: now() + 8 * 86_400)
+
+        with pytest.raises(StoreFault):
+            agent.request("GET", server.url + "/close")
+        store.broken = False
+
+        assert agent.request("GET", server.url + "/hello", timeouts=5).status == 200
+        assert server.wait_for(lambda s: s.stats.open_connections == 1)
+    assert agent.stats().active + agent.stats().dialling == 0
+
+
 @pytest.mark.parametrize("junk", [b"junk", 0])
 def test_junk_from_take_fails_the_request_alone(open_agent, server, junk):
     """

@@ -26,6 +26,9 @@ class SessionStore(Protocol):
     A scope is hashable and opaque. What a store returns is offered to the server as it is: it must come from the same
     scope.
 
+    What `take` and `discard` raise becomes the error of the request that needed them. What `put` raises is logged and
+    costs no response: a session often comes when its request is over, or when there is none.
+
     In the child of a fork, a method `forked()` is called if the store has one: one that keeps sessions in memory must
     forget them there, or parent and child would offer the same ticket.
     """
