@@ -219,10 +219,12 @@ def test_body_beyond_its_limit_is_reset(pair):
     both = pair(max_response_size=10)
     exchange, other = both.start(), both.start()
 
-    both.respond(Reply(body=b"x" * 1_000, chunked=True))
+    both.streams.headers(both.peer.requests[0], [(":status", "200")])
+    both.streams.data(both.peer.requests[0], b"x" * 1_000)
+    both.turn()
 
     assert exchange.error.code == "ERR_TLSAGENT_RESPONSE_TOO_LARGE"
-    assert both.ended() == [exchange]
+    assert (both.ended(), both.peer.requests[0].reset) == ([exchange], CANCEL)
     assert (other.error, both.connection.dead) == (None, None)
 
 
@@ -262,10 +264,11 @@ def test_end_of_the_peer_ends_all(pair, ending):
     both.respond()
     both.streams.headers(both.peer.requests[1], [(":status", "200")])
     getattr(both.peer, ending)()
-    both.turn()
-    both.connection.receive_eof(0.0)
+    both.turn(2.0)
+    both.connection.receive_eof(3.0)
 
     assert (whole.complete, type(half.error)) == (True, ConnectionLost)
+    assert half.ended_at == (2.0 if ending == "close" else 3.0)
     assert both.ended() == [whole, half]
 
 
@@ -455,6 +458,21 @@ def test_body_that_is_read_is_credited_as_it_is(pair):
     assert (exchange.complete, exchange.stream) == (True, None)
 
 
+def test_credit_is_owed_until_the_body_is_read(pair):
+    """Also for what is left of a response that is whole: the exchange keeps its stream for as long."""
+    both = pair()
+    exchange = both.start(awaiting=Awaiting.BODY)
+    both.respond(Reply(body=b"x" * 500))
+    assert both.shared.take_touched() == both.ended() == [exchange]
+    assert exchange.complete
+    assert exchange.stream is not None
+
+    assert len(body_of(exchange)) == 500
+    both.connection.credit(exchange)
+
+    assert exchange.stream is None
+
+
 def test_consumer_who_is_behind_stops_the_read_clock(pair):
     """What keeps the peer from sending is not read, so that no answer is overdue; with a large window at 256 KiB."""
     for window, paused in ((1_000, True), (100_000, False), (2 * HIGH_WATER, False)):
@@ -571,6 +589,18 @@ def test_held_back_request_is_not_processed_whatever_ends_the_connection(pair):
         assert (exchange.attempts, exchange.request_sent, exchange.may_retry) == (0, False, True)
 
 
+def test_held_back_request_whose_body_was_begun_is_not_repeated(pair):
+    """What was taken from its iterator is gone: the caller is told that the connection was lost."""
+    both = pair()
+    exchange = both.exchange("POST", iter([b"x"]))
+    both.connection.start(exchange, 10.0)
+    assert both.connection.send_body(exchange, b"x", 10.0)
+
+    both.connection.receive_error(ConnectionResetError(104, "reset"), 11.0)
+
+    assert (type(exchange.error), exchange.request_sent, exchange.may_retry) == (ConnectionLost, False, False)
+
+
 def test_extended_connect_waits_for_the_settings(pair):
     """RFC 8441: only the peer's SETTINGS tell whether it takes extended CONNECT; what comes after waits behind it."""
     both = pair(secured=False)
@@ -661,6 +691,16 @@ def test_deadline_that_moved_later_is_found_anew(pair):
     both.connection.handle_timeout(15.0)
 
     assert isinstance(exchange.error, ReadTimeout)
+
+
+def test_deadline_that_comes_with_the_head(pair):
+    """Who may think about the answer for long may yet have to send it quickly."""
+    both = pair(timeouts={"response": 100, "read": 3}, http2={"ping_interval": None})
+    exchange = both.start()
+    both.streams.headers(both.peer.requests[0], [(":status", "200")])
+    both.turn(50.0)
+
+    assert both.shared.next_deadline() == exchange.deadline == 53.0
 
 
 def test_deadline_that_moved_earlier_is_found_anew(pair):
@@ -822,6 +862,20 @@ def test_tunnel_that_is_refused(pair):
     both.respond(Reply(status=403, body=b"no"))
 
     assert (exchange.switched, exchange.complete, body_of(exchange)) == (None, True, b"no")
+
+
+def test_tunnel_that_the_peer_resets(pair):
+    """Who took over finds the reset; the connection goes on."""
+    both = pair()
+    exchange = both.start("CONNECT", awaiting=Awaiting.HEAD)
+    both.respond(Reply())
+
+    both.streams.reset(both.peer.requests[0], 2)
+    both.turn()
+
+    assert (both.ended(), both.connection.dead) == ([exchange], None)
+    with pytest.raises(StreamReset):
+        exchange.switched.take_over().take(1, exchange.switched)
 
 
 def test_connection_lost_under_a_tunnel(pair):
