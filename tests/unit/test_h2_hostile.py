@@ -814,7 +814,8 @@ def test_fault_behind_a_window_that_opens(client, opens):
     assert client.engine.window(stream) == 0
 
 
-def test_end_of_the_connection_fails_every_stream(client):
+@pytest.mark.parametrize("clean", [True, False])
+def test_end_of_the_connection_fails_every_stream(client, clean):
     """
     Each open stream gets a `ConnectionLost` of its own; nobody else does.
     """
@@ -824,10 +825,11 @@ def test_end_of_the_connection_fails_every_stream(client):
     client.take()
     client.feed(client.headers(done, OK, end=True), client.headers(first, OK), data(first, b"abc"))
 
-    client.eof(clean=False)
+    client.eof(clean)
     client.eof()
 
     assert set(client.sink.failed) == {first, second}
     assert all(type(error) is ConnectionLost and processed for error, processed in client.sink.failed.values())
     assert "3 bytes came" in str(client.sink.failed[first][0])
+    assert ("without close_notify" in str(client.sink.failed[second][0])) is not clean
     assert client.engine.capacity == client.engine.streams == 0
