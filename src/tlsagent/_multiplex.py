@@ -285,8 +285,7 @@ class Multiplex:
         for stream in touched:
             stream._noted = False
             exchange = stream.exchange
-            if exchange is None:
-                continue
+            assert exchange is not None
             exchanges.append(exchange)
             if stream.over:
                 stream.exchange = None
@@ -397,12 +396,11 @@ class Multiplex:
     def _push(self, stream: Stream, exchange: Exchange, now: float) -> None:
         """Send what the windows let out of what is outgoing."""
         engine, data = self.engine, stream.outgoing
-        over = False
         try:
             while data and (room := engine.window(stream.id)):
                 piece, rest = data[:room], data[room:]
                 ends = stream.finishing and not rest and not exchange.request_trailers
-                over = engine.send_data(stream.id, piece, ends)
+                engine.send_data(stream.id, piece, ends)
                 data = rest
                 if ends:
                     stream.finishing = False
@@ -411,15 +409,13 @@ class Multiplex:
                     exchange.progressed(now)
             if stream.finishing and not data:
                 stream.finishing = False
-                over = engine.end_request(stream.id, exchange.request_trailers or ())
+                engine.end_request(stream.id, exchange.request_trailers or ())
                 exchange.sent(now)
         except LocalProtocolError as error:
             exchange.fail(error, now)
             self._give_up(stream, CANCEL)
             return
         stream.outgoing = data or b""  # an empty view would hold on to the caller's buffer
-        if over:
-            self._end(stream)
         if exchange.deadline < self._due:
             self._due = exchange.deadline
 
@@ -498,8 +494,7 @@ class Multiplex:
         """Do what follows from what has come."""
         for stream in self.touched:
             exchange = stream.exchange
-            if exchange is None:
-                continue
+            assert exchange is not None
             # Also while the request is not sent: a peer that answers before it has read all waits for us, we for it.
             if stream.owed and (exchange.awaiting is Awaiting.END or exchange.sent_at is None):
                 self.engine.consumed(stream.id, stream.owed)
