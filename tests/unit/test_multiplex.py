@@ -309,7 +309,7 @@ def test_tunnel_of_a_disowned_connection_does_not_touch_it(pair):
     both.turn()
     stream.write(b"x" * 25, 0.0)
     assert stream.blocked
-    both.shared.data_to_send()
+    both.shared.engine.data_to_send()
 
     both.connection.disown(ConnectionLost("forked"))
     stream.read()
@@ -317,7 +317,7 @@ def test_tunnel_of_a_disowned_connection_does_not_touch_it(pair):
     stream.hang_up("close")
 
     assert not stream.blocked
-    assert both.shared.data_to_send() == b""
+    assert both.shared.engine.data_to_send() == b""
 
 
 # -- Windows
