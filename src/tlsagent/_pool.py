@@ -594,7 +594,8 @@ class Pool(Generic[C]):
             slot.lease = lease
         else:
             slot.leases.add(lease)
-            self._list_room(slot)
+            if len(slot.leases) == 1 or len(slot.leases) == slot.capacity:
+                self._list_room(slot, slot.leases)
         slot.bucket.tally.requests += 1
         self._tally.requests += 1
         if not slot.served:
@@ -658,7 +659,7 @@ class Pool(Generic[C]):
         leases = slot.share()
         while len(leases) < slot.capacity and (ticket := slot.bucket.queue.oldest_for(slot.born)) is not None:
             self._grant(ticket, slot)
-        self._list_room(slot)
+        self._list_room(slot, leases)
         if leases:
             return
         if slot.draining is not None:
@@ -668,8 +669,8 @@ class Pool(Generic[C]):
         else:
             self._drop(slot, "keep_alive_off")
 
-    def _list_room(self, slot: Slot[C]) -> None:
-        if 0 < len(slot.share()) < slot.capacity:
+    def _list_room(self, slot: Slot[C], leases: set[Lease[C]]) -> None:
+        if 0 < len(leases) < slot.capacity:
             slot.bucket.roomy[slot] = None
         else:
             slot.bucket.roomy.pop(slot, None)

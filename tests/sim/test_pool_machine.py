@@ -780,7 +780,7 @@ class ForgetsTheWaitersOfALostConnection(Pool[str]):
 class ClosesTheLostTwice(Pool[str]):
     def connection_lost(self, connection, now, reason):
         super().connection_lost(connection, now, reason)
-        self._effects.append(Close(connection, reason))
+        self.outstanding.append(Close(connection, reason))
 
 
 class LeasesTheExpired(Pool[str]):
@@ -854,14 +854,14 @@ class SleepsThroughDeadlines(Pool[str]):
 
 
 class LeasesBeyondCapacity(Pool[str]):
-    def _list_room(self, slot):
-        super()._list_room(slot)
+    def _list_room(self, slot, leases):
+        super()._list_room(slot, leases)
         if slot.leases and not slot.draining:
             slot.bucket.roomy[slot] = None
 
 
 class LeavesRoomUnused(Pool[str]):
-    def _list_room(self, slot):
+    def _list_room(self, slot, leases):
         pass
 
 
@@ -870,7 +870,7 @@ class LeavesTicketsBesideNewRoom(Pool[str]):
         slot = self._slots.get(connection)
         if slot is not None and slot.leases:
             slot.capacity = capacity
-            self._list_room(slot)
+            self._list_room(slot, slot.leases)
         else:
             super().set_capacity(connection, capacity, now)
 
