@@ -226,10 +226,10 @@ def _host(name: str, value: object) -> str:
 
 def _servername(name: str, value: object) -> str:
     text = _text(name, value)
-    if is_ip_address(text):
-        # RFC 6066, 3: literal addresses are not permitted in the SNI extension.
+    # RFC 6066, 3: a name without a trailing dot, and no literal address.
+    if is_ip_address(text.removesuffix(".")):
         raise bad_value(f"{name} must be a host name: an IP address cannot be sent as SNI; use '' to send none")
-    return to_ascii(name, text) if text else ""
+    return to_ascii(name, text).removesuffix(".") if text else ""
 
 
 def _port(name: str, value: object) -> int:

@@ -293,6 +293,7 @@ def test_servername_replaces_name_and_sni():
 
     assert (named.verified_name, named.server_name) == ("b.test", "b.test")
     assert (silent.verified_name, silent.server_name) == ("a.test", None)
+    assert key_of({"servername": "B.test."}).identity == named  # RFC 6066, 3: without a trailing dot
 
 
 @pytest.mark.parametrize("authority", ["127.0.0.1", "[::1]", "[fe80::1%25lo]"])

@@ -249,7 +249,10 @@ def test_connection_that_is_to_be_handed_over_is_not_announced_to_close():
 # -- What is refused
 
 
-@pytest.mark.parametrize("method", ["", "GE T", "GET\r\n", "GET /x HTTP/1.1\r\nHost: b", "GÉT", "GET\0", None, b"GET"])
+@pytest.mark.parametrize(
+    "method",
+    ["", "GE T", "GET\r\n", "GET /x HTTP/1.1\r\nHost: b", "GÉT", "opt\u0131ons", "po\u017ft", "GET\0", None, b"GET"],
+)
 def test_method_that_is_no_token_is_refused(method):
     """Nothing but a token can be a method."""
     with pytest.raises(LocalProtocolError, match="not an HTTP method") as caught:

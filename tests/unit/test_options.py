@@ -93,6 +93,7 @@ def test_unset_is_falsy_and_one_of_its_kind():
         ({"path": "/" + "x" * 107}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "127.0.0.1"}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "::1"}, OptionError, "ERR_INVALID_ARG_VALUE"),
+        ({"servername": "127.0.0.1."}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "a..b"}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": "a" * 64}, OptionError, "ERR_INVALID_ARG_VALUE"),
         ({"servername": ".".join(["a" * 60] * 5)}, OptionError, "ERR_INVALID_ARG_VALUE"),

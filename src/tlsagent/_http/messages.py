@@ -361,10 +361,10 @@ def protocol_names(value: bytes) -> frozenset[bytes]:
 
 
 def _checked_method(method: str) -> bytes:
-    upper = method.upper() if isinstance(method, str) else ""
-    if not _TOKEN.fullmatch(upper):
+    # Checked as it was given: some letters beyond ASCII have capitals within.
+    if not (isinstance(method, str) and _TOKEN.fullmatch(method)):
         raise LocalProtocolError(f"{quoted(str(method))} is not an HTTP method", code="ERR_INVALID_HTTP_TOKEN")
-    return upper.encode()
+    return method.upper().encode()
 
 
 def _require_no_content(special: Mapping[bytes, bytes], *, has_body: bool) -> None:
