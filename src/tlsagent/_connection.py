@@ -150,6 +150,7 @@ class Connection:
         "_retirement",
         "_retires_at",
         "_serial",
+        "_session_unfit",
         "_told_capacity",
         "bytes_received",
         "bytes_sent",
@@ -227,6 +228,7 @@ class Connection:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.session_offered = self._engine.offered_session
+        self._session_unfit = session is not None and not self.session_offered
         self.sessions_stored = 0
         self.timer: Any = None
         self.told = 0
@@ -599,6 +601,8 @@ class Connection:
         why = None
         if not facts.session_reused:
             why = "the server did not take the session" if self.session_offered else "no session was at hand"
+            if self._session_unfit:
+                why = "the session at hand was made for another server, or under other options"
         if self._limits.max_lifetime is not None and self._retires_at == math.inf:
             self._retires_at = now + self._limits.max_lifetime * (1 - LIFETIME_SPREAD * self._chance)
         self.info = ConnectionInfo(

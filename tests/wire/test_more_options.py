@@ -550,6 +550,7 @@ def test_session_is_not_offered_elsewhere(open_agent, server, other):
 
     assert response.status == 200
     assert not response.connection.session_reused
+    assert "made for another server" in response.connection.why_not_resumed
     assert not offers_session(server.connections[1])
 
 
