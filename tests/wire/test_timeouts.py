@@ -107,6 +107,34 @@ def test_lookup_hook_that_hangs(open_async_agent, server):
     assert agent.request("GET", server.url + "/hello", timeouts=5).status == 200
 
 
+def test_lookup_hook_that_blocks(open_agent, server):
+    """
+    A hook that blocks cannot be stopped, but what it answers after `lookup` has passed dials nothing.
+    """
+    agent = open_agent(ca=server.ca_pem, max_sockets=1, timeouts=Timeouts(lookup=LIMIT))
+    slow = {"lookup": lambda _host, _family: time.sleep(1.5 * LIMIT) or ["127.0.0.1"]}
+
+    with overdue(ResolutionTimeout, "lookup"):
+        agent.request("GET", server.url + "/hello", options=slow)
+
+    assert server.stats.connections == 0
+    assert agent.request("GET", server.url + "/hello", timeouts=5).status == 200
+
+
+def test_lookup_hook_with_a_timeout_of_its_own(open_agent, server):
+    """
+    A timeout that a hook meets in its own work, a request of ours say, is told as that, not as one of the look-up.
+    """
+
+    def lookup(_host: str, _family: int) -> list[str]:
+        raise TotalTimeout("the directory did not answer")
+
+    agent = open_agent(ca=server.ca_pem, max_sockets=1, lookup=lookup)
+
+    with pytest.raises(TotalTimeout, match="directory"):
+        agent.request("GET", server.url + "/hello")
+
+
 def test_lookup_of_the_system_that_hangs(open_agent, server, monkeypatch):
     """
     A resolver that does not answer holds up its own request only, for `lookup` at most; a late answer dials nothing.

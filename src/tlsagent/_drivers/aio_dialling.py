@@ -107,14 +107,19 @@ async def _look_up(loop: asyncio.AbstractEventLoop, dial: Dial) -> list[Address]
     route = dial.plan.key.route
     host, port = dial.unresolved
     if route.lookup is not None:
+        limit = asyncio.timeout(_remaining(dial.deadline))
         try:
-            async with asyncio.timeout(_remaining(dial.deadline)):
+            async with limit:
                 with _resolver.hook_errors(host):
                     answer = route.lookup(host, route.family)
                     if inspect.isawaitable(answer):
                         answer = await _not_cancelled(answer)
         except TimeoutError:
+            if not limit.expired():
+                raise  # the hook's own, of another request of ours
             raise dial.overdue() from None
+        if time.monotonic() >= dial.deadline:
+            raise dial.overdue()  # it did not let the loop run, but a late answer dials nothing
         return _resolver.from_hook(host, answer, port, _resolver.family_of(route))
     addresses = _resolver.literal(host, port)
     if addresses is not None:

@@ -141,6 +141,8 @@ class Dialling:
         if route.lookup is not None:
             with _resolver.hook_errors(host):
                 answer: object = route.lookup(host, route.family)
+            if time.monotonic() >= self.dial.deadline:
+                raise self.dial.overdue()  # nobody could stop it, but a late answer dials nothing
             self._resolved(_resolver.from_hook(host, answer, port, _resolver.family_of(route)))
         elif (addresses := _resolver.literal(host, port)) is not None:
             self._resolved(addresses)
