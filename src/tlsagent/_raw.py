@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from tlsagent._option_rules import count, wrong_type
+from tlsagent._option_rules import whole, wrong_type
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class RawStream:
             ConnectionLost: The connection ended without close_notify, so that bytes may be missing.
             RequestError: What else ended the connection.
         """
-        if count("max_bytes", most) is None:
-            raise wrong_type("max_bytes", "a whole number", None)
+        whole("max_bytes", most)
         if self._chunks:
             chunk = self._chunks.popleft()
             if len(chunk) > most:

@@ -13,7 +13,7 @@ from tlsagent._material import binding
 from tlsagent._material.session import _facts
 from tlsagent._tls.certificates import PeerCertificate
 from tlsagent._tls.sessions import LONGEST_LIFETIME, MemorySessionStore, Session
-from tlsagent.errors import OptionError, OptionRangeError, OptionTypeError
+from tlsagent.errors import OptionError, OptionTypeError
 
 
 def made(version="TLSv1.3", **options):
@@ -304,10 +304,10 @@ def test_threads_may_share_a_store():
     assert names
 
 
-@pytest.mark.parametrize("limits", [(0, 1), (1, 0), (-1, 8)])
+@pytest.mark.parametrize("limits", [(0, 1), (1, 0), (-1, 8), ("8", 1), (1, None), (1.5, 1), (True, 1)])
 def test_bounds_are_checked(limits):
     """
-    A store that could keep nothing is refused.
+    A store that could keep nothing, or is not told how much in whole numbers, is refused.
     """
-    with pytest.raises(OptionRangeError):
+    with pytest.raises(OptionError, match="max_"):
         MemorySessionStore(*limits)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tlsagent._material.session import LONGEST_LIFETIME as LONGEST_LIFETIME
 from tlsagent._material.session import Session as Session  # noqa: TC001 - for those who import it from here
-from tlsagent.errors import OptionRangeError
+from tlsagent._option_rules import whole
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -56,10 +56,8 @@ class MemorySessionStore:
     """
 
     def __init__(self, max_scopes: int = 100, max_per_scope: int = 8) -> None:
-        if max_scopes < 1 or max_per_scope < 1:
-            raise OptionRangeError("max_scopes and max_per_scope must be 1 at least")
-        self._max_scopes = max_scopes
-        self._max_per_scope = max_per_scope
+        self._max_scopes = whole("max_scopes", max_scopes)
+        self._max_per_scope = whole("max_per_scope", max_per_scope)
         self._scopes: OrderedDict[Hashable, list[Session]] = OrderedDict()
 
     def take(self, scope: Hashable) -> Session | None:
