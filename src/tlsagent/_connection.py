@@ -363,11 +363,9 @@ class Connection:
 
     def _start_shared(self, shared: Multiplex, exchange: Exchange, now: float) -> None:
         assert self.info is not None
-        inactivity = exchange.plan.inactivity
-        if not shared.busy:
-            self._last_activity = now
-            self._inactivity = inactivity
-        elif inactivity is not None and (self._inactivity is None or inactivity < self._inactivity):
+        self._last_activity = now
+        inactivity, shortest = exchange.plan.inactivity, self._inactivity
+        if not shared.busy or shortest is None or (inactivity is not None and inactivity < shortest):
             self._inactivity = inactivity
         self.requests += 1
         exchange.begin(self.info, self.requests, now)
@@ -380,6 +378,7 @@ class Connection:
         Where the exchange is `blocked` afterwards, the piece waits for the peer's windows, and so must the next.
         """
         if self.shared is not None:
+            self._last_activity = now
             return self.shared.send_body(exchange, piece, now)
         if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
             return False
@@ -394,6 +393,7 @@ class Connection:
     def end_body(self, exchange: Exchange, now: float) -> None:
         """Send the end of the body and the trailers, unless no more is needed."""
         if self.shared is not None:
+            self._last_activity = now
             self.shared.end_body(exchange, now)
             return
         if self.exchange is not exchange or self._http is None or exchange.upload_stopped:
@@ -424,6 +424,10 @@ class Connection:
             self.abort(reason)
 
     # --- What is shared -----------------------------------------------------------------------------------------------
+
+    def active(self, now: float) -> None:
+        """Take note that a tunnel sends: the connection is not silent."""
+        self._last_activity = now
 
     @property
     def capacity(self) -> int:

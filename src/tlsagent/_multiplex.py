@@ -177,6 +177,7 @@ class Stream:
 
     def write(self, data: bytes | memoryview, now: float) -> None:
         """Send bytes, or keep what the windows do not let out; not before what was written last is out."""
+        self.connection.active(now)
         self._floor.write(self, data, now)
 
     def keep(self) -> None:

@@ -552,6 +552,20 @@ def test_inactivity_ends_the_connection():
     nothing_is_left(sim)
 
 
+def test_request_on_a_connection_that_is_silent_for_long_has_its_whole_time():
+    """One that waits patiently for its answer does not cost an impatient one that joins it."""
+    sim = Simulation(server=http2(silent), http2=Http2Options(ping_interval=None))
+    patient = sim.request("GET", URL, options={"timeout": 60})
+    sim.advance(10)
+
+    impatient = sim.request("GET", URL, options={"timeout": 5})
+    sim.advance(4.9)
+    assert (patient.done, impatient.done, len(sim.links)) == (False, False, 1)
+    sim.advance(0.2)
+
+    assert [type(handle.error) for handle in (patient, impatient)] == [InactivityTimeout] * 2
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_connection_that_answers_no_ping_is_lost(engine, method):

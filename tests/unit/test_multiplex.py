@@ -155,6 +155,33 @@ def test_news_are_told_when_there_are_any(pair):
     assert both.shared.farewell == (2**31 - 1, NO_ERROR)
 
 
+def test_news_that_were_lost_are_told_anew(pair):
+    """Who may not have carried over what it took asks for all of it once more."""
+    both = pair()
+    told = both.connection.take_news(0.0)
+    assert both.connection.take_news(0.0) is None
+
+    both.connection.tell_anew()
+    again = both.connection.take_news(0.0)
+
+    assert (again.capacity, again.serial > told.serial) == (told.capacity, True)
+
+
+def test_retired_connection_finishes_what_it_carries(pair):
+    """It refuses more, says so once somebody looks, and is not closed under those who use it."""
+    both = pair(timeout=100)
+    exchange = both.start()
+
+    both.connection.retire("network_changed")
+    both.connection.check_idle(0.0)
+
+    assert (both.connection.refuses(0.0), both.connection.take_news(0.0).leaving) == ("network_changed",) * 2
+    both.respond()
+    assert (body_of(exchange), both.connection.dead) == (b"ok", None)
+    both.connection.check_idle(0.0)
+    assert both.connection.dead == "network_changed"
+
+
 def test_engine_is_named(pair):
     """What speaks HTTP/2 is known of the connection."""
     both = pair()
@@ -254,6 +281,7 @@ def test_nonsense_is_the_connections_end(pair):
     assert [type(exchange.error) for exchange in exchanges] == [RemoteProtocolError] * 2
     assert exchanges[0].error is not exchanges[1].error
     assert (both.ended(), both.connection.dead, both.streams.client_left) == (exchanges, "error", 1)
+    assert type(both.connection.error) is RemoteProtocolError
 
 
 @pytest.mark.parametrize("ending", ["close", "drop"])
@@ -293,7 +321,9 @@ def test_disowned_connection_hands_over_all_it_has(pair):
     both.respond()
     running, held = both.start(), both.start()
 
-    assert both.connection.disown(ConnectionLost("forked")) == [running, held, ended]
+    error = ConnectionLost("forked")
+    assert both.connection.disown(error) == [running, held, ended]
+    assert (both.connection.error, both.connection.dead) == (error, "disowned")
     assert both.shared.carried == 0
     assert (both.shared.take_touched(), both.shared.ended) == ([], [])
     assert (running.stream, held.stream) == (None, None)
@@ -754,6 +784,42 @@ def test_sign_of_life_puts_the_end_off(pair, answered, due):
     both.connection.receive_data(both.peer.data_to_send(), 12.0)
 
     assert both.shared.next_deadline() == due
+
+
+def test_inactivity_is_that_of_the_most_impatient(pair):
+    """`timeout` is the connection's: the shortest of those that share it, anew once it was idle."""
+    both = pair(http2={"ping_interval": None}, timeouts={"response": None}, timeout=20)
+    quick, slow, none = ({"timeout": seconds} for seconds in (5, 60, None))
+    both.start(now=100.0, options=slow)
+    assert both.connection.next_deadline() == 160.0
+    both.start(now=100.0, options=quick)
+    both.start(now=100.0, options=slow)
+    both.start(now=100.0, options=none)
+    assert both.connection.next_deadline() == 105.0
+
+    for _ in range(4):
+        both.respond(now=101.0)
+    both.start(now=200.0, options=none)
+
+    assert both.connection.next_deadline() == inf
+
+
+def test_what_is_sent_ends_the_silence(pair):
+    """As with HTTP/1.1 a request that begins is a sign of life, so is each piece of its body, its end, and a tunnel."""
+    both = pair(http2={"ping_interval": None}, timeouts={"response": None, "send": None})
+    both.start(now=0.0, options={"timeout": 60})
+    exchange = both.start("POST", iter([b"x"]), now=10.0, options={"timeout": 5})
+    assert both.connection.next_deadline() == 15.0
+
+    both.connection.send_body(exchange, b"x", 14.0)
+    assert both.connection.next_deadline() == 19.0
+    both.connection.end_body(exchange, 18.0)
+    assert both.connection.next_deadline() == 23.0
+    exchange = both.start("CONNECT", now=19.0, awaiting=Awaiting.HEAD)
+    both.respond(Reply(), both.peer.requests[-1], now=20.0)
+    exchange.switched.write(b"x", 24.0)
+
+    assert both.connection.next_deadline() == 29.0
 
 
 def test_no_pings_where_none_are_wanted(pair):
