@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from hyperframe.frame import GoAwayFrame, RstStreamFrame
 from proxy_peer import ProxyServer
 from wire_peer import wait_until
 
@@ -137,6 +138,20 @@ def test_name_that_the_certificate_does_not_cover(open_agent, both_names):
     assert both_names.stats.requests == 1
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_connection_that_was_not_verified_is_its_origins_alone(open_agent, both_names, trusted):
+    """
+    Where certificates are not to be verified nothing says that the server speaks for the other name.
+    """
+    agent = open_agent(
+        ca=both_names.ca_pem if trusted else None, lookup=Names(), http2=COALESCE, reject_unauthorized=False
+    )
+
+    ids = {agent.request("GET", url(both_names, name)).connection.id for name in "ab"}
+
+    assert len(ids) == 2
+
+
 def test_hook_is_asked_for_the_other_name(open_agent, both_names):
     """
     A check of the user's decides on the other name too, before a request is sent there.
@@ -188,6 +203,34 @@ def test_misdirected_request_that_cannot_be_repeated(open_agent, both_names, aut
     assert (own.status, own.attempts) == (421, 1)
     assert (others.status, others.attempts) == (421, 1)
     assert (later.status, later.attempts) == (200, 1)
+
+
+def test_origin_that_was_refused_once_is_not_sent_there_again(open_agent):
+    """
+    A request that failed on another's connection goes to one of its own, and so do those that come when that has gone.
+    """
+
+    def script(raw: RawPeer) -> None:
+        peer = FramePeer(raw)
+        peer.greet()
+        while request := peer.recv_request():
+            if raw.number == 1 and request.header(":authority").startswith("b."):
+                peer.send(RstStreamFrame(request.stream_id, 7))
+                continue
+            peer.respond(request.stream_id)
+            if raw.number > 1:
+                peer.send(GoAwayFrame(last_stream_id=request.stream_id))
+                raw.wait_closed()
+                return
+
+    with RawServer(script, names=("a.test", "b.test"), alpn_protocols=("h2",)) as server:
+        a, b = (f"https://{name}.test:{server.port}" for name in "ab")
+        agent = open_agent(ca=server.authority.ca_pem, lookup=Names(), http2=COALESCE)
+        responses = [agent.request("POST", url, content=b"x") for url in (a, b, b)]
+        agent.close()
+
+    assert [response.attempts for response in responses] == [1, 2, 1]
+    assert len({response.connection.id for response in responses}) == 3
 
 
 def test_connection_that_went_is_not_found_again(open_agent, both_names):
@@ -277,3 +320,19 @@ def test_retry_gets_a_connection_of_its_own(open_agent):
         assert len({*ids, response.connection.id}) == 3
         assert (response.status, response.attempts) == (200, 2)
         agent.close()
+
+
+def test_names_beyond_a_thousand_are_forgotten(open_sync_agent):
+    """
+    The last 1,024 names that share a connection are remembered; whoever comes again later is looked up anew.
+    """
+    names = Names()
+    with Server(credentials=default_credentials(("*.w.test",)), alpn_protocols=HTTP2) as server:
+        agent = open_sync_agent(ca=server.ca_pem, lookup=names, http2=COALESCE)
+        urls = [f"https://{number}.w.test:{server.port}/hello" for number in range(1_026)]
+        for url in [*urls, urls[2], urls[1]]:
+            assert agent.request("GET", url).status == 200
+        assert server.stats.connections == 1
+
+    # The first one has the connection, and is not among those that share it.
+    assert [names.asked.count(f"{number}.w.test") for number in (0, 1, 2, 3)] == [1, 2, 1, 1]
