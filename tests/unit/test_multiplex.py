@@ -800,8 +800,10 @@ def test_inactivity_is_that_of_the_most_impatient(pair):
     for _ in range(4):
         both.respond(now=101.0)
     both.start(now=200.0, options=none)
-
     assert both.connection.next_deadline() == inf
+    both.start(now=201.0, options=quick)
+
+    assert both.connection.next_deadline() == 206.0
 
 
 def test_what_is_sent_ends_the_silence(pair):

@@ -708,6 +708,26 @@ def test_refused_stream_is_sent_again_once(open_agent, open_frames, method):
     assert server.connections == 1
 
 
+def test_request_that_cannot_begin_gives_its_place_back(open_agent, open_frames):
+    """
+    What fails before anything of it is sent costs neither the connection nor a place on it.
+    """
+
+    def script(peer: FramePeer) -> None:
+        peer.greet({MAX_CONCURRENT_STREAMS: 1})
+        answer(peer)
+
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem, max_sockets=1)
+    first = agent.request("GET", server.url)
+
+    with pytest.raises(LocalProtocolError, match="extended CONNECT"):
+        agent.request("CONNECT", server.url, headers={":protocol": "websocket"})
+
+    assert (agent.stats().active, agent.stats().idle) == (0, 1)
+    assert agent.request("GET", server.url, timeouts=5).connection.id == first.connection.id
+
+
 @pytest.mark.parametrize("path", ["/reset/2", "/reset/8", "/reset/4660", "/cut/2"])
 def test_reset_of_the_server_costs_one_request(open_agent, server, path):
     """
