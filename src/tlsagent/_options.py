@@ -16,7 +16,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, TypedDict, TypeVar, cast
 
 from tlsagent import _material
 from tlsagent._limits import LIMIT_RULES, Http1Options, Http2Options, Timeouts
@@ -324,6 +324,17 @@ class ConnectionOptions(OptionsHandle):
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __copy__(self: _Options) -> _Options:
+        return self
+
+    def __deepcopy__(self: _Options, memo: object) -> _Options:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionTypeError(
+            "options cannot be pickled: they may hold keys, passphrases and hooks; make them anew in the other process"
+        )
 
     def __repr__(self) -> str:
         shown = []

@@ -1,5 +1,6 @@
 """Options: checked and made canonical when they are built, merged in one way, and silent about secrets."""
 
+import copy
 import dataclasses
 import math
 import pickle
@@ -224,6 +225,15 @@ def test_options_are_frozen():
     """
     with pytest.raises(dataclasses.FrozenInstanceError):
         ConnectionOptions(port=1).port = 2
+
+
+@pytest.mark.parametrize("options", [ConnectionOptions(servername="a.test"), AgentOptions(passphrase="secret")])
+def test_options_are_copied_and_not_pickled(options):
+    """They never change, so a copy is the same object; and no key or passphrase leaves the process by accident."""
+    assert copy.copy(options) is options
+    assert copy.deepcopy([options]) == [options]
+    with pytest.raises(OptionTypeError, match="make them anew in the other process"):
+        pickle.dumps(options)
 
 
 def test_no_secret_in_a_repr():
