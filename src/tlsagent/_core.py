@@ -10,6 +10,7 @@ single assignments) and what is said to take no lock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -69,7 +70,7 @@ class AgentCore:
     Attributes:
         options: Resolved: what was said, over the library's defaults.
         pool: Who gets which connection.
-        heard: Whether anybody has subscribed to events.
+        listeners: Who has subscribed to which events. Any thread may add to it, by single steps.
         abandoned: Exchanges whose response was collected unread; finalisers append here, drivers give them up.
         awake_until: How far the wall clock may be ahead of the monotonic one; beyond, `slept` is to be called.
     """
@@ -102,8 +103,7 @@ class AgentCore:
         self._max_size: int | None = options.max_response_size
         self._tally = Tally()
         self._ids = itertools.count(1)
-        self._listeners: dict[type[Event], list[Callable[[Any], object]]] = {}
-        self.heard = False
+        self.listeners: list[tuple[type[Event], Callable[[Any], object]]] = []
         self.abandoned: deque[Exchange] = deque()
         self.awake_until = math.inf
 
@@ -349,7 +349,7 @@ class AgentCore:
             sessions: What was taken from the connection, where another thread may be feeding it.
         """
         for session in connection.take_sessions() if sessions is None else sessions:
-            if self._listeners or (exchange is not None and exchange.trace):
+            if self.listeners or (exchange is not None and exchange.trace):
                 self.emit(SessionTicket(connection.plan.key.digest, session), exchange)
             if self.store is None:
                 continue
@@ -496,7 +496,7 @@ class AgentCore:
     def tell_secured(self, connection: Connection) -> None:
         """Emit the events of a completed handshake. Call without a lock held."""
         info = connection.info
-        if self.heard and info is not None:
+        if self.listeners and info is not None:
             self.emit(Secured(connection.plan.key.digest, info))
             if info.ocsp_response is not None:
                 self.emit(OCSPResponse(connection.plan.key.digest, info))
@@ -683,26 +683,22 @@ class AgentCore:
         if not (isinstance(kind, type) and issubclass(kind, Event)):
             raise OptionTypeError(f"on() takes a class of tlsagent.events first, not {quoted(repr(kind))}")
         _require_callable("the callback of on()", callback)
-        subscription = functools.partial(callback)  # an object of its own: who subscribes twice may unsubscribe once
-        before: list[Callable[[Any], object]] = self._listeners.get(kind, [])
-        self._listeners = {**self._listeners, kind: [*before, subscription]}
-        self.heard = True
+        subscription = (kind, functools.partial(callback))  # unlike all others: who subscribes twice may end one
+        self.listeners.append(subscription)
 
         def unsubscribe() -> None:
-            left = [c for c in self._listeners.get(kind, ()) if c is not subscription]
-            others = {k: v for k, v in self._listeners.items() if k is not kind}
-            self._listeners = {**others, kind: left} if left else others
-            self.heard = bool(self._listeners)
+            with contextlib.suppress(ValueError):  # it is called twice
+                self.listeners.remove(subscription)
 
         return unsubscribe
 
     def listening(self, exchange: Exchange | None = None) -> bool:
         """Whether anybody wants events."""
-        return self.heard or (exchange is not None and exchange.trace is not None)
+        return bool(self.listeners) or (exchange is not None and exchange.trace is not None)
 
     def emit(self, event: Event, exchange: Exchange | None = None) -> None:
         """Tell an event to those who asked for its class or a root of it. Call without a lock held."""
-        callbacks = [c for kind in type(event).__mro__ for c in self._listeners.get(kind, ())]
+        callbacks = [callback for kind, callback in self.listeners[:] if isinstance(event, kind)]
         if exchange is not None and exchange.trace is not None:
             callbacks.append(exchange.trace)
         for callback in callbacks:

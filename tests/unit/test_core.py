@@ -616,7 +616,7 @@ def test_subscription_to_a_class_and_to_the_root():
     assert [type(event) for event in all_heard] == [Secured, SessionTicket, SessionTicket]
     assert all_heard[0].connection is subject.lease.connection.info
     assert "SessionTicket" in repr(heard[0])
-    assert not agent.heard
+    assert not agent.listeners
     assert not agent.listening()
 
 

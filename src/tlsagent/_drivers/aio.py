@@ -383,7 +383,7 @@ class AsyncAgent:
             self._carry_out(now)
             return False
         self._core.start(exchange, now)
-        if self._core.heard or exchange.trace is not None:
+        if self._core.listeners or exchange.trace is not None:
             self._core.tell_started(exchange)
         alone = shared is None or shared.carried == 1
         if alone:
@@ -410,7 +410,7 @@ class AsyncAgent:
         core = self._core
         freed = connection.ended is not None and connection.dead is None
         core.settle(connection, now)
-        if freed and (core.heard or (exchange is not None and exchange.trace is not None)):
+        if freed and (core.listeners or (exchange is not None and exchange.trace is not None)):
             core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
         if core.pool.outstanding or self._quiet is not None:
             self._carry_out(now)
@@ -422,7 +422,7 @@ class AsyncAgent:
         news = connection.take_news(now)
         if news is not None:
             core.settle_shared(connection, news, now)
-            if core.heard or any(map(core.listening, news.ended)):
+            if core.listeners or any(map(core.listening, news.ended)):
                 self._tell(connection, shared, news)
         if core.watch(connection) < self._timer_at:
             self._arm(now)

@@ -52,7 +52,7 @@ class Member:
             if not self._begin(now):
                 self.leave()
                 return False
-            if core.heard or exchange.trace is not None:
+            if core.listeners or exchange.trace is not None:
                 self.leave()
                 core.tell_started(exchange)
             if isinstance(exchange.body, Body):
@@ -250,7 +250,7 @@ class Member:
         for other in ready:
             if other is not self._exchange:
                 crew.wake(other)
-        if news is not None and (core.heard or any(map(core.listening, news.ended))):
+        if news is not None and (core.listeners or any(map(core.listening, news.ended))):
             self.leave()
             self._tell(news)
 

@@ -256,7 +256,7 @@ class Agent:
             elif not exchange.lease.may_be_stale or self._still_good(connection, now):
                 self._core.start(exchange, now)
                 connection.transport.flush(connection, now)
-                if self._core.heard or exchange.trace is not None:
+                if self._core.listeners or exchange.trace is not None:
                     self._core.tell_started(exchange)
                 if isinstance(exchange.body, Body):
                     self._send_body(exchange, exchange.body, connection)
@@ -507,7 +507,7 @@ class Agent:
             return
         freed = connection.ended is not None and connection.dead is None
         self._desk.change(self._core.settle, connection, now)
-        if freed and (self._core.heard or exchange.trace is not None):
+        if freed and (self._core.listeners or exchange.trace is not None):
             self._core.emit(Freed(connection.plan.key.digest, cast("ConnectionInfo", connection.info)), exchange)
 
     def _take_chunks(self, exchange: Exchange) -> list[bytes]:
