@@ -582,6 +582,11 @@ class Pool(Generic[C]):
         idle = len(bucket.idle) + len(bucket.stalled)
         return bucket.tally.counts(bucket.connections, idle, bucket.attempts, bucket.waiting)
 
+    def shares(self, key: Hashable) -> bool:
+        """Return whether there may be shared connections of a key. Needs no lock."""
+        bucket = self._buckets.get(key)
+        return bucket is not None and bucket.prepared
+
     def keys(self) -> list[Hashable]:
         """Return the keys that have a connection, an attempt or a ticket."""
         return list(self._buckets)

@@ -301,9 +301,14 @@ class Bucket(Generic[C]):
         self.delay: Timer[Bucket[C]] | None = None
         self.dialled_at = 0.0
 
+    @property
+    def prepared(self) -> bool:
+        """Whether any of its connections is or was shared."""
+        return self.roomy is not _NONE
+
     def prepare(self) -> None:
         """Make room for shared connections."""
-        if self.roomy is _NONE:
+        if not self.prepared:
             self.roomy, self.stalled = OrderedDict(), OrderedDict()
 
     def short(self) -> bool:

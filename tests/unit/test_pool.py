@@ -1203,6 +1203,20 @@ def test_failure_of_the_one_attempt_is_told_to_all():
     assert pool.keys() == []
 
 
+def test_whether_a_key_shares():
+    """A key may have shared connections from the first on, until it is forgotten."""
+    pool = Pool[str]()
+    assert not pool.shares(A)
+    lease(pool, "b")
+    assert not pool.shares(A)
+
+    [held] = share(pool, "c", 2, key=B)
+    assert pool.shares(B)
+    pool.release(held, 1.0, reusable=False)
+
+    assert not pool.shares(B)
+
+
 def test_failure_that_is_of_one_connection_is_told_to_one():
     """Where the next attempt may fare better only the ticket that caused this one is refused; the others have it."""
     pool = Pool[str]()

@@ -188,6 +188,35 @@ def test_place_that_comes_free_on_either_of_two_connections(open_agent, open_fra
         assert waiting.result(5).content == b"ok"
 
 
+def test_place_that_comes_free_during_an_attempt(open_agent, open_frames):
+    """
+    Whose attempt at another connection gets nowhere takes the place that comes free meanwhile, though nobody reads the
+    response that it was taken by.
+    """
+    dialled, done = threading.Event(), threading.Event()
+
+    def script(raw: Any) -> None:
+        if raw.number > 1:
+            dialled.set()
+            assert done.wait(5)
+            return
+        raw.start_tls(server.tls_floor())
+        peer = FramePeer(raw)
+        peer.greet({MAX_CONCURRENT_STREAMS: 1})
+        first = peer.recv_request().stream_id
+        peer.send(peer.headers(first, (":status", "200")), DataFrame(first, b"some"))
+        assert dialled.wait(5)
+        peer.send(DataFrame(first, flags=["END_STREAM"]))
+        answer(peer)
+
+    server = open_frames(lambda peer: script(peer.raw), tls=False)
+    agent = open_agent(ca=server.ca_pem, timeouts=Timeouts(handshake=4))
+    with agent.stream("GET", server.url):
+        assert agent.request("GET", server.url).reused
+
+    done.set()
+
+
 def test_limit_of_the_server_is_kept_to_and_the_rest_wait_in_order(open_agent, narrow_server, gates):
     """
     No more requests than MAX_CONCURRENT_STREAMS are under way; the others are served first come, first served.

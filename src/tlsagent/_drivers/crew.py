@@ -39,7 +39,8 @@ from tlsagent._drivers.waiting import Waiter, WakeUp
 from tlsagent.errors import ConnectionLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Iterable
 
     from tlsagent._connection import Connection, News
     from tlsagent._drivers.sockets import Wire
@@ -290,14 +291,21 @@ class Crew:
         self._until = math.inf
 
     @staticmethod
-    def wait_for_any(crews: list[Crew], deadline: float, now: float) -> None:
-        """Wait for the socket of any of them, or to be called. For who leads them all."""
+    def wait_for_any(
+        crews: list[Crew],
+        deadline: float,
+        now: float,
+        readers: Iterable[socket.socket] = (),
+        writers: Iterable[socket.socket] = (),
+    ) -> None:
+        """Wait for the socket of any of them, for other sockets, or to be called. For who leads them all."""
         sockets = [crew._wire.sock for crew in crews]
         wake_ups = [crew._wake_up for crew in crews if crew._wake_up is not None]
         for crew in crews:
             crew._until = deadline
         full = [crew._wire.sock for crew in crews if crew._pending]
-        wait([*sockets, *(wake_up.reader for wake_up in wake_ups)], full, deadline - now)
+        called = [wake_up.reader for wake_up in wake_ups]
+        wait([*readers, *sockets, *called], [*writers, *full], deadline - now)
         for wake_up in wake_ups:
             wake_up.clear()
         for crew in crews:

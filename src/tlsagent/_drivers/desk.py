@@ -142,10 +142,10 @@ class Desk:
 
     def rouse(self, key: PoolKey) -> None:
         """Have a thread that waits for a connection of the key look whether nobody reads."""
-        for waiter in list(self.waiters.get(key, ())):
-            if waiter.dialling is None:
-                waiter.wake()
-                return
+        waiters = list(self.waiters.get(key, ()))
+        waiter = _first_free(waiters) or next(iter(waiters), None)
+        if waiter is not None:
+            waiter.wake()
 
     def rouse_anybody(self) -> None:
         """Have some thread that waits for a connection look. A finaliser may call."""

@@ -45,6 +45,7 @@ from tlsagent.errors import AgentClosed, LocalProtocolError, RequestError
 from tlsagent.events import ConnectFailed, Event, Freed, Retried
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
@@ -318,20 +319,20 @@ class Agent:
             elif self._core.abandoned:
                 self._drop_abandoned()
             elif dialling is not None:
-                self._dial_on(dialling, waiter, limit)
-            elif not self._attend(exchange, waiter, limit, now):
+                self._dial_on(dialling, exchange, waiter, limit)
+            elif not self._attend(exchange, waiter, None, limit):
                 waiter.sleep(limit - now)
 
-    def _attend(self, exchange: Exchange, waiter: Waiter, limit: float, now: float) -> bool:
+    def _attend(self, exchange: Exchange, waiter: Waiter, dialling: Dialling | None, limit: float) -> bool:
         """
         Read once on the shared connections of the key on which nobody else does; returns False if there are none.
 
         One may have no place to give until its peer has spoken, and no thread that waits for a response: an answer to
-        the PING after a reset, say, or another limit of streams.
+        the PING after a reset, say, or another limit of streams. Who dials waits for that to go on, too.
         """
-        if not exchange.plan.may_share:
-            return False
         key = exchange.plan.key
+        if not self._core.pool.shares(key):
+            return False
         members: list[Member] = []
         crews: list[Crew] = []
         try:
@@ -344,8 +345,8 @@ class Agent:
             if not crews:
                 return False
             waiter.call = crews[0].call
-            if exchange.ticket is not None and waiter.dialling is None and not self._core.abandoned:
-                Crew.wait_for_any(crews, limit, now)
+            if exchange.ticket is not None and waiter.dialling is dialling and not self._core.abandoned:
+                Crew.wait_for_any(crews, limit, time.monotonic(), *_interest(waiter, dialling))
             waiter.call = None
             for member in members:
                 member.leave()
@@ -390,7 +391,7 @@ class Agent:
         # that is on its way out looks too, after it has left the list.
         self._desk.rouse_anybody()
 
-    def _dial_on(self, dialling: Dialling, waiter: Waiter, limit: float) -> None:
+    def _dial_on(self, dialling: Dialling, exchange: Exchange, waiter: Waiter, limit: float) -> None:
         """Carry the attempt one step on, then wait for the next or to be woken."""
         if waiter.wake_up is None:
             waiter.wake_up = self._spare_wake_up() or _new_wake_up(dialling.dial)
@@ -400,9 +401,9 @@ class Agent:
         if dialling.done:
             self._report(dialling, waiter)
             return
-        if waiter.dialling is dialling and waiter.wake_up is not None:
-            readers, writers = dialling.interest()
-            wait([*readers, waiter.wake_up.reader], writers, min(limit, dialling.deadline) - time.monotonic())
+        limit = min(limit, dialling.deadline)
+        if waiter.dialling is dialling and not self._attend(exchange, waiter, dialling, limit):
+            wait(*_interest(waiter, dialling), limit - time.monotonic())
 
     def _spare_wake_up(self) -> WakeUp | None:
         try:
@@ -750,6 +751,14 @@ def _new_wake_up(dial: Dial) -> WakeUp:
         return WakeUp()
     except OSError as error:
         raise dial.describe(error) from error
+
+
+def _interest(waiter: Waiter, dialling: Dialling | None) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Return the sockets that a waiter with an attempt waits for: to be readable, to be writable."""
+    if dialling is None or waiter.wake_up is None:
+        return [], []
+    readers, writers = dialling.interest()
+    return [*readers, waiter.wake_up.reader], writers
 
 
 def not_yet(early_data: bool | Unset) -> None:
