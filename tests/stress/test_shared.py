@@ -4,6 +4,7 @@ Threads on one connection of HTTP/2: who reads for whom, who is woken by whom, a
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import sys
@@ -168,6 +169,74 @@ def test_user_code_is_not_run_by_who_reads(server, agent, threads):
 
     assert agent.request("POST", server.url + "/echo", content=pieces(), timeouts=20).content == b"200200200"
     assert len(others) == 4
+
+
+@pytest.mark.parametrize("busy_with", ["a body after 100", "a callback", "a tunnel"])
+def test_who_has_read_leaves_that_to_who_waits(threads, busy_with):
+    """
+    Who reads while another one waits, and then does what is the user's, has that other one read meanwhile.
+    """
+    others: list[Future[Any]] = []
+    begun: list[bool] = []
+    served: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tunnel = scope["method"] == "CONNECT"
+        if not tunnel:
+            await asyncio.sleep(0.6 if scope["path"] == "/other" else 0.3)
+            await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": tunnel})
+        if tunnel:
+            await asyncio.sleep(0.3)
+            await send({"type": "http.response.body", "body": b"y"})
+
+    def other_is_served(_event: object = None) -> None:
+        if not begun:  # the end of the other one is an event, too
+            begun.append(True)
+            served.append(others[0].result(10).status)
+
+    def pieces() -> Iterator[bytes]:
+        other_is_served()
+        yield b"x"
+
+    with Server(app=app, alpn_protocols=HTTP2) as server, Agent(ca=server.ca_pem, max_sockets=1) as agent:
+        agent.preconnect(server.url)
+
+        def wait_beside() -> None:
+            under_way(server, 1)
+            others.append(threads.submit(agent.request, "GET", server.url + "/other", timeouts=5))
+            under_way(server, 2)
+
+        beside = threads.submit(wait_beside)
+        if busy_with == "a body after 100":
+            agent.request("POST", server.url, content=pieces(), expect_continue=True, timeouts=20)
+        elif busy_with == "a callback":
+            agent.on(events.Freed, other_is_served)
+            agent.request("GET", server.url, timeouts=20)
+        else:
+            raw = agent.open_stream("CONNECT", server.url, timeouts=20).upgrade()
+            assert (raw.recv(), raw.recv()) == (b"x", b"y")
+            other_is_served()
+            raw.close()
+        beside.result(10)
+
+    assert served == [200]
+
+
+def test_waiting_takes_no_time(server, agent, threads):
+    """
+    Neither who reads nor who waits to be woken is busy meanwhile.
+    """
+
+    def wait() -> float:
+        begun = time.thread_time()
+        agent.request("GET", server.url + "/delay/1")
+        return time.thread_time() - begun
+
+    spent = [future.result(20) for future in [threads.submit(wait) for _ in range(3)]]
+
+    assert max(spent) < 0.1
 
 
 def test_inactivity_of_a_follower(server, agent, threads):

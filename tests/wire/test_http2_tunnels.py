@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import warnings
 from typing import Any
 
 import pytest
-from wire_peer import wait_until
+from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, RstStreamFrame
+from wire_peer import CANCEL, wait_until
 
 from tlsagent import ConnectionLost, LocalProtocolError, RequestError
 from tlsagent.testing import Server
+from tlsagent.testing.frames import FramePeer
 
 HTTP2 = ("h2", "http/1.1")
 BOTH = pytest.mark.parametrize("extended", [False, True], ids=["connect", "extended"])
@@ -160,6 +163,44 @@ def test_server_that_leaves_ends_the_tunnel(open_agent, h2_server):
     with pytest.raises(ConnectionLost):
         raw.send(b"x")
     raw.close()
+
+
+@pytest.mark.parametrize("first", ["server", "client"])
+def test_server_is_told_that_a_tunnel_is_closed(open_agent, open_frames, first):
+    """
+    Once the server has ended its side, closing ends ours, and that is all; before that the stream is reset.
+    """
+    told: queue.Queue[tuple[bool, int | None]] = queue.Queue()
+
+    def script(peer: FramePeer) -> None:
+        peer.greet()
+        tunnel = peer.recv_request().stream_id
+        peer.send(peer.headers(tunnel, (":status", "200")))
+        if first == "server":
+            peer.send(DataFrame(tunnel, b"", flags=["END_STREAM"]))
+        while True:
+            frame = peer.recv_frame()
+            if isinstance(frame, HeadersFrame):
+                peer.respond(frame.stream_id)
+            elif isinstance(frame, PingFrame):
+                peer.send(PingFrame(0, frame.opaque_data, flags=["ACK"]))
+            elif frame.stream_id == tunnel:
+                told.put(("END_STREAM" in frame.flags, frame.error_code if type(frame) is RstStreamFrame else None))
+
+    server = open_frames(script)
+    agent = open_agent(ca=server.ca_pem)
+    raw = open_tunnel(agent, server).upgrade()
+    if first == "server":
+        assert raw.recv() == b""
+
+    raw.close()
+
+    frames = [told.get(timeout=5)]
+    if first == "client" and frames[0][1] is None:
+        frames.append(told.get(timeout=5))
+    assert agent.request("GET", server.url, timeouts=5).connection.id == raw.info.id
+    assert frames[-1] == ((True, None) if first == "server" else (False, CANCEL))
+    assert told.empty()
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["response", "tunnel"])
