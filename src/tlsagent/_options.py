@@ -16,7 +16,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypedDict, TypeVar, cast
 
 from tlsagent import _material
 from tlsagent._limits import LIMIT_RULES, Http1Options, Http2Options, Timeouts
@@ -331,10 +331,15 @@ class ConnectionOptions(OptionsHandle):
     def __deepcopy__(self: _Options, memo: object) -> _Options:
         return self
 
-    def __reduce__(self) -> NoReturn:
-        raise OptionTypeError(
-            "options cannot be pickled: they may hold keys, passphrases and hooks; make them anew in the other process"
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was said; the hash is made anew, since that of text is another in each process."""
+        said = {name: value for name in self.field_names() if (value := getattr(self, name)) is not UNSET}
+        parsed = [name for name in said if name in _PARSED and said[name] is not None]
+        if parsed:
+            raise OptionTypeError(
+                f"options with {', '.join(parsed)} cannot be pickled: make them anew in the other process"
+            )
+        return _unpickled, (type(self), said)
 
     def __repr__(self) -> str:
         shown = []
@@ -346,8 +351,18 @@ class ConnectionOptions(OptionsHandle):
 
 
 _SECRETS: Final = frozenset({"passphrase", "session"})
+_PARSED: Final = frozenset({"ca", "cert", "crl", "dhparam", "key", "pfx", "secure_context", "session"})
+"""Options whose values are objects of OpenSSL."""
 _NEED_PASSPHRASE: Final[Mapping[str, Any]] = {"key": _material.private_keys, "pfx": _material.pfx_bundles}
 _SOUND_DH_BITS: Final = 2048
+
+
+def _unpickled(cls: type[_Options], said: Mapping[str, Any]) -> _Options:
+    options = object.__new__(cls)
+    for name in cls.field_names():
+        object.__setattr__(options, name, said.get(name, UNSET))
+    options._seal()
+    return options
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

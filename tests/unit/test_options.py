@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import trustme
@@ -227,12 +229,28 @@ def test_options_are_frozen():
         ConnectionOptions(port=1).port = 2
 
 
-@pytest.mark.parametrize("options", [ConnectionOptions(servername="a.test"), AgentOptions(passphrase="secret")])
-def test_options_are_copied_and_not_pickled(options):
-    """They never change, so a copy is the same object; and no key or passphrase leaves the process by accident."""
+def test_options_are_copied_and_pickled():
+    """A copy is the same object, for options never change. In another process equal options are equal as well."""
+    options = AgentOptions(
+        servername="a.test", alpn_protocols=("h2",), ciphers="AES128-SHA", timeouts=Timeouts(total=1)
+    )
     assert copy.copy(options) is options
-    assert copy.deepcopy([options]) == [options]
-    with pytest.raises(OptionTypeError, match="make them anew in the other process"):
+    assert copy.deepcopy([options])[0] is options
+    code = "import pickle, sys; from tlsagent import AgentOptions, Timeouts; options = pickle.load(sys.stdin.buffer); "
+    code += "assert options == AgentOptions(servername='a.test', alpn_protocols=('h2',), ciphers='AES128-SHA', "
+    code += "timeouts=Timeouts(total=1)), options"
+
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(options), check=True)
+
+
+def test_what_cannot_be_pickled_is_named():
+    """Objects of OpenSSL stay in their process, and no private key leaves it by accident."""
+    client = CA.issue_cert("a.test")
+    options = ConnectionOptions(
+        ca=CA.cert_pem.bytes(), cert=client.cert_chain_pems[0].bytes(), key=client.private_key_pem.bytes()
+    )
+
+    with pytest.raises(OptionTypeError, match="options with ca, cert, key cannot be pickled: make them anew"):
         pickle.dumps(options)
 
 
