@@ -1268,6 +1268,38 @@ def test_second_attempt_joins_a_slow_first():
     assert pool.effects() == []
 
 
+@pytest.mark.parametrize("freed", ["lost", "released", "drained", "abandoned", "other key"])
+def test_patience_with_a_first_attempt_begins_with_it(freed):
+    """`dial_delay` counts from the moment when there was a place for the attempt, whatever gave way for it."""
+    pool = Pool[str](max_sockets=1, max_total_sockets=1, dial_delay=2.0)
+    key = B if freed == "other key" else A
+    first, attempt = dial(pool, shares=True)
+    if freed != "abandoned":
+        pool.connected(attempt, "c", 0.0, capacity=1 if freed == "other key" else 2)
+        pool.effects()
+        held = [first.granted]
+        if freed != "other key":
+            held.append(pool.acquire(A, 0.0, shares=True))
+    for _ in range(2):
+        queue(pool, key, now=1.0, shares=True)
+
+    if freed == "lost":
+        pool.connection_lost("c", 10.0, "peer")
+    elif freed == "abandoned":
+        pool.cancel(first, 1.0)
+        pool.connect_failed(attempt, None, 10.0)
+    else:
+        if freed == "drained":
+            pool.drain("c", 10.0, "goaway")
+        for lease in held:
+            pool.release(lease, 10.0, reusable=freed == "drained", reason="error")
+
+    assert [effect.key for effect in pool.effects() if isinstance(effect, Connect)] == [key]
+    pool.handle_timeout(11.9)
+    assert pool.effects() == []
+    assert pool.next_delay() == 12.0
+
+
 def test_failure_of_one_of_two_attempts_costs_nobody_anything():
     """While one attempt is left nobody is refused, and the next second attempt waits for its time."""
     pool = Pool[str](dial_delay=2.0)
