@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -294,9 +295,12 @@ def test_connect_that_is_cancelled_at_any_turn_of_the_loop(open_async_agent, ope
     peer = open_peer(echo)
     agent = open_async_agent(ca=peer.ca_pem)
 
-    async def cancelled_after(turns: int) -> bool:
+    async def cancelled_after(turns: int, stall: float) -> bool:
         opening = asyncio.ensure_future(agent.agent.connect("localhost", peer.port))
         for _ in range(turns):
+            await asyncio.sleep(0)
+        if stall:
+            time.sleep(stall)  # noqa: ASYNC251 - what the loop waits for happens, and it has not looked
             await asyncio.sleep(0)
         opening.cancel()
         await asyncio.wait((opening,))
@@ -306,8 +310,10 @@ def test_connect_that_is_cancelled_at_any_turn_of_the_loop(open_async_agent, ope
         return False
 
     turns = 0
-    while agent.run(cancelled_after(turns)):
+    while agent.run(cancelled_after(turns, 0)):
         turns += 1
+    for turns in range(20):
+        agent.run(cancelled_after(turns, 0.001))
 
     assert wait_until(lambda: all(connection.ended is not None for connection in peer.connections))
     assert agent.stats().opened == sum(agent.stats().closed.values())

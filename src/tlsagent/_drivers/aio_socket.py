@@ -223,7 +223,8 @@ class SocketProtocol(asyncio.BufferedProtocol):
         if transport is None:
             self._sock.close()
             return
-        if transport.is_closing():
+        if transport.is_closing() or self._sock.fileno() < 0:
+            # uvloop closes what it was about to take over when the caller is cancelled, and does not call that closing.
             return
         self.flush()
         self.resume_writing()
