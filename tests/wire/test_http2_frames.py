@@ -119,7 +119,7 @@ def test_fault_of_the_connection(open_agent, open_frames, case):
         got.put(peer.raw.wait_closed())
 
     server = open_frames(script)
-    agent = open_agent(ca=server.ca_pem)
+    agent = open_agent(ca=server.ca_pem, dial_delay=None)
     futures = [agent.submit("POST", server.url, content=b"x") for _ in range(2)]
 
     errors: list[Any] = [future.exception(5) for future in futures]
