@@ -49,7 +49,7 @@ class RawLink(Protocol):
 
 
 def bytes_to_send(data: object) -> memoryview:
-    """Return what the caller wants to send, byte by byte."""
+    """Return what the caller wants to send, byte by byte; to be released, for a traceback may hold on to it."""
     try:
         return memoryview(cast("bytes", data)).cast("B")
     except TypeError:

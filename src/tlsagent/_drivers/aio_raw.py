@@ -151,18 +151,18 @@ class AsyncRawConnection:
         Raises:
             ConnectionLost: The connection is gone.
         """
-        view = bytes_to_send(data)
         loop = asyncio.get_running_loop()
-        for at in range(0, len(view), PIECE):
-            await self._until_writable()  # a call that was cancelled may have left its last piece
-            self._require_open()
-            self._link.write(view[at : at + PIECE], loop.time())
-            self._carrier.flush()
-            try:
-                await self._until_writable()
-            except BaseException:
-                self._link.keep()
-                raise
+        with bytes_to_send(data) as view:
+            for at in range(0, len(view), PIECE):
+                await self._until_writable()  # a call that was cancelled may have left its last piece
+                self._require_open()
+                self._link.write(view[at : at + PIECE], loop.time())
+                self._carrier.flush()
+                try:
+                    await self._until_writable()
+                except BaseException:
+                    self._link.keep()
+                    raise
         self._require_open()
 
     async def _until_writable(self) -> None:

@@ -188,17 +188,17 @@ class RawConnection:
             SendTimeout: The peer did not accept it in time; the connection is then of no more use.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        view = bytes_to_send(data)
-        for at in range(0, len(view), PIECE):
-            if self._link.blocked:
-                self._push(deadline, timeout)  # a call that ended early may have left its last piece
-            self._require_open()
-            try:
-                self._carrier.write(view[at : at + PIECE])
-                self._push(deadline, timeout)
-            except BaseException:
-                self._carrier.keep()
-                raise
+        with bytes_to_send(data) as view:
+            for at in range(0, len(view), PIECE):
+                if self._link.blocked:
+                    self._push(deadline, timeout)  # a call that ended early may have left its last piece
+                self._require_open()
+                try:
+                    self._carrier.write(view[at : at + PIECE])
+                    self._push(deadline, timeout)
+                except BaseException:
+                    self._carrier.keep()
+                    raise
         self._require_open()
 
     def _push(self, deadline: float, timeout: float | None) -> None:
