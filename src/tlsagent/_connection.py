@@ -469,7 +469,8 @@ class Connection:
         if self.dead is not None or shared is None:
             return self.dead
         if shared.engine.draining:
-            return "goaway"
+            # Another thread may be reading what breaks it, and not be through.
+            return "error" if shared.engine.dead else "goaway"
         most = self._limits.max_requests
         if most is not None and self.requests >= most:
             return "max_requests"

@@ -284,6 +284,27 @@ def test_nonsense_is_the_connections_end(pair):
     assert type(both.connection.error) is RemoteProtocolError
 
 
+def test_broken_connection_has_broken_for_who_looks_meanwhile(pair):
+    """Another thread may look while the fault is being told: it does not take that for a GOAWAY."""
+    both = pair()
+    exchange = both.start()
+    seen = []
+
+    class Watched(type(exchange)):
+        __slots__ = ()
+
+        def fail(self, error, now):
+            seen.append(both.connection.refuses(now))
+            super().fail(error, now)
+
+    exchange.__class__ = Watched
+    both.peer.send(b"\0\0\4\3\0\0\0\0\0\0\0\0\0")  # RST_STREAM of no stream
+    both.turn()
+
+    assert seen == ["error"]
+    assert both.connection.dead == "error"
+
+
 @pytest.mark.parametrize("ending", ["close", "drop"])
 def test_end_of_the_peer_ends_all(pair, ending):
     """The end of the plaintext fails what is not whole."""

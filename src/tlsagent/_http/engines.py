@@ -194,6 +194,11 @@ class HTTP2Engine(Protocol):
         ...
 
     @property
+    def dead(self) -> bool:
+        """Whether nothing is read any more."""
+        ...
+
+    @property
     def asking(self) -> bool:
         """Whether places of streams that were reset wait for the answer to a PING."""
         ...

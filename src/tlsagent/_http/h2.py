@@ -318,6 +318,11 @@ class H2Engine:
         return len(self._streams)
 
     @property
+    def dead(self) -> bool:
+        """Whether nothing is read any more: the peer broke the protocol or is gone, or both sides have ended."""
+        return self._dead
+
+    @property
     def asking(self) -> bool:
         """Whether places of streams that were reset wait for the answer to a PING."""
         return self._reset_ping is not None
